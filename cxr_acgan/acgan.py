@@ -7,7 +7,7 @@ __all__ = ['SINGH', 'SRM', 'SMOKE', 'PROFILES', 'acgan_generator', 'acgan_discri
            'acgan_settings', 'build_acgan', 'class_inputs', 'SampleSaver', 'run_updates', 'discriminator_report',
            'train_acgan', 'check_resumable', 'finish_run', 'sample_acgan']
 
-# %% ../nbs/01_acgan.ipynb #613ac1c6
+# %% ../nbs/01_acgan.ipynb #823d83fc
 import json
 import shutil
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import pandas as pd
 from keras import layers, ops
-from .adversarial import AdversarialModel, UpdateLogger, generate_images, seed_hash, seeded
+from .adversarial import AdversarialModel, UpdateBackup, UpdateLogger, generate_images, seed_hash, seeded
 from .data import load_cxr
 from .results import RunRecord, image_sheet, results_root
 
@@ -193,11 +193,11 @@ class SampleSaver(keras.callbacks.Callback):
             images = generate_images(gan.generator, [noise, np.eye(gan.num_classes, dtype="float32")[labels]])
             np.save(self.folder / f"samples-{update}.npy", images)
 
-# %% ../nbs/01_acgan.ipynb #dd54650a
+# %% ../nbs/01_acgan.ipynb #1689a2be
 def run_updates(gan, dataset, settings, folder, verbose=0):
     "Train to `settings.updates`, going on from the backup in `folder` if there is one."
     backup = folder / "backup"
-    callbacks = [keras.callbacks.BackupAndRestore(backup, delete_checkpoint=False, double_checkpoint=True),
+    callbacks = [UpdateBackup(backup, delete_checkpoint=False, double_checkpoint=True),
                  UpdateLogger(folder / "losses.csv"),
                  SampleSaver(folder, settings.sample_updates, gan.seed), keras.callbacks.TerminateOnNaN()]
     epochs, rest = divmod(settings.updates, settings.checkpoint_every)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['results_root', 'environment', 'device_name', 'commit_name', 'RunRecord', 'json_value', 'load_runs', 'image_sheet',
-           'show_sheet', 'mean_interval', 'reported_vs_ours', 'provenance']
+           'show_sheet', 'sheet_images', 'record_images', 'mean_interval', 'reported_vs_ours', 'provenance',
+           'layer_table', 'layer_graph', 'draw_model']
 
 # %% ../nbs/foundations/results.ipynb #2a8c9d43
 import importlib.metadata
@@ -197,7 +198,26 @@ def show_sheet(images,       # uint8 (n, h, w[, 1])
             axis.set_ylabel(row_titles[i // ncols], fontsize=9)
     return figure
 
-# %% ../nbs/foundations/results.ipynb #a2bd804f
+# %% ../nbs/foundations/results.ipynb #d1d18cbb
+def sheet_images(sheet,       # uint8 (rows*(h+pad)-pad, ncols*(w+pad)-pad), as `image_sheet` makes it
+                 image_size,  # h = w, pixels
+                 pad=1):
+    "The images of a sheet, uint8 (n, image_size, image_size); ValueError where the sheet is no grid of such images."
+    rows, ncols = ((side + pad) / (image_size + pad) for side in sheet.shape)
+    if rows % 1 or ncols % 1:
+        raise ValueError(f"a sheet of shape {sheet.shape} is no grid of images of {image_size} pixels, {pad} apart")
+    full = np.pad(sheet, (0, pad)).reshape(int(rows), image_size + pad, int(ncols), image_size + pad)
+    return full.swapaxes(1, 2).reshape(-1, image_size + pad, image_size + pad)[:, :image_size, :image_size]
+
+# %% ../nbs/foundations/results.ipynb #474101e2
+def record_images(record, name="samples.png"):
+    "The images of one of a record's sheets, uint8 (n, image_size, image_size); FileNotFoundError where it has none."
+    sheet = cv2.imread(str(record.path / name), cv2.IMREAD_GRAYSCALE)
+    if sheet is None:
+        raise FileNotFoundError(f"{record.path / name} is missing or no picture")
+    return sheet_images(sheet, record.settings["image_size"])
+
+# %% ../nbs/foundations/results.ipynb #dc017765
 def mean_interval(values,        # numbers, one a seed
                   level=0.95):
     "Mean and Student's t interval of the mean, `(mean, low, high)`; the bounds are NaN for fewer than two values."
@@ -210,7 +230,7 @@ def mean_interval(values,        # numbers, one a seed
     half = t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
 
-# %% ../nbs/foundations/results.ipynb #efe08ced
+# %% ../nbs/foundations/results.ipynb #c55becec
 def reported_vs_ours(rows,         # (quantity, printed value or None, function record -> number) for each row
                      runs,         # records of one experiment and profile; [] gives "not run"
                      digits=4):
@@ -238,7 +258,7 @@ def reported_vs_ours(rows,         # (quantity, printed value or None, function 
         table.append(row)
     return pd.DataFrame(table)
 
-# %% ../nbs/foundations/results.ipynb #40032d13
+# %% ../nbs/foundations/results.ipynb #06524148
 def provenance(runs):
     "One sentence: profile, seeds, device and commit of the records; 'Not run.' for none."
     if not runs:
@@ -251,3 +271,56 @@ def provenance(runs):
             + (f", n = {first.dataset['n']} training images" if first.dataset.get("n") else "")
             + f"; {sum(r.wall_s for r in runs) / len(runs) / 60:.0f} min a run on {first.environment.get('device', '?')}"
             + f", commit {first.environment.get('commit') or '?'}.")
+
+# %% ../nbs/foundations/results.ipynb #1157ed67
+def layer_table(model):  # keras.Model (Functional)
+    "A data frame with the columns layer (its class), output (its shape without the batch) and parameters."
+    rows = []
+    for layer in model.layers:
+        outputs = layer.output if isinstance(layer.output, (list, tuple)) else [layer.output]
+        shapes = " / ".join(" x ".join(map(str, o.shape[1:])) for o in outputs)
+        name = layer.name if hasattr(layer, "layers") else type(layer).__name__
+        rows.append({"layer": name, "output": shapes, "parameters": layer.count_params()})
+    return pd.DataFrame(rows)
+
+# %% ../nbs/foundations/results.ipynb #6e6c8acb
+def layer_graph(model):
+    "For each layer's name: its distance from the inputs and the names of the layers it reads."
+    def parents(config):
+        if isinstance(config, dict):
+            if config.get("class_name") == "__keras_tensor__":
+                return [config["config"]["keras_history"][0]]
+            config = list(config.values())
+        return [name for item in config for name in parents(item)] if isinstance(config, (list, tuple)) else []
+
+    graph = {}
+    for layer in model.get_config()["layers"]:
+        reads = list(dict.fromkeys(parents(layer["inbound_nodes"])))
+        graph[layer["name"]] = (1 + max((graph[name][0] for name in reads), default=-1), reads)
+    return graph
+
+# %% ../nbs/foundations/results.ipynb #d5209287
+def draw_model(model,      # keras.Model (Functional)
+               width=6.5): # inches
+    "Draw the layers as boxes from top to bottom, each with output shape and parameters; returns the matplotlib figure."
+    import matplotlib.pyplot as plt
+    graph, table = layer_graph(model), dict(zip((layer.name for layer in model.layers), layer_table(model).to_dict("records")))
+    levels = {}
+    for name, (depth, _) in graph.items():
+        levels.setdefault(depth, []).append(name)
+    spread = max(map(len, levels.values()))
+    place = {name: ((i + 0.5) * spread / len(names), -depth)
+             for depth, names in levels.items() for i, name in enumerate(names)}
+    figure, axis = plt.subplots(figsize=(width, 0.36 * len(levels) + 0.2), facecolor="white", layout="constrained")
+    axis.set(xlim=(0, spread), ylim=(-len(levels) + 0.4, 0.6))
+    axis.axis("off")
+    for name, (_, reads) in graph.items():
+        x, y = place[name]
+        row = table[name]
+        text = f"{row['layer']}  {row['output']}" + (f"  ({row['parameters']:,})" if row["parameters"] else "")
+        axis.text(x, y, text, ha="center", va="center", fontsize=9 if spread == 1 else 8,
+                  bbox=dict(boxstyle="round,pad=0.25", facecolor="#dbe9f6" if row["parameters"] else "#f4f4f4", edgecolor="#7a8793"))
+        for parent in reads:
+            axis.annotate("", (x, y + 0.3), (place[parent][0], place[parent][1] - 0.3),
+                          arrowprops=dict(arrowstyle="->", color="#7a8793"))
+    return figure
