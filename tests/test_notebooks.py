@@ -1,0 +1,89 @@
+"The notebooks: each runs at smoke on the phantom, the library is their export, and they are clean."
+import filecmp
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cxr_acgan.cli import NOTEBOOKS, find_notebooks, notebook_parameters, run_notebook
+
+ROOT = Path(__file__).resolve().parents[1]
+PATHS = sorted(p for p in (ROOT / 'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+NAMES = [p.relative_to(ROOT / 'nbs').with_suffix('').as_posix() for p in PATHS]
+
+
+@pytest.mark.parametrize('path', PATHS, ids=NAMES)
+def test_runs_at_smoke(path, tmp_path):
+    given = dict(profile='smoke', dataset='phantom', seed=0, out=str(tmp_path / 'results')) if notebook_parameters(path) else {}
+    copy = run_notebook(ROOT, path, tmp_path / 'notebooks', given)
+    cells = [c for c in json.loads(copy.read_text())['cells'] if c['cell_type'] == 'code']
+    assert cells and all(c['execution_count'] for c in cells if ''.join(c['source']).strip())
+
+
+def test_the_six_are_there():
+    assert [p.stem for p in find_notebooks(ROOT)] == list(NOTEBOOKS)
+
+
+def test_unknown_parameter_fails(tmp_path):
+    [path] = find_notebooks(ROOT, ['vae'])
+    with pytest.raises(ValueError, match="03_vae.ipynb has no parameter 'epochs': it has experiment, profile, dataset, seed, out"):
+        run_notebook(ROOT, path, tmp_path, {'epochs': 1})
+    assert not list(tmp_path.iterdir())
+
+
+def test_failing_cell_is_named(tmp_path):
+    nbs = tmp_path / 'nbs'
+    nbs.mkdir()
+    cell = dict(cell_type='code', execution_count=None, id='a', metadata={}, outputs=[], source="raise OSError('disk\\nfull')")
+    kernel = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
+    (nbs / 'broken.ipynb').write_text(json.dumps(dict(cells=[cell], metadata=kernel, nbformat=4, nbformat_minor=5)))
+    with pytest.raises(ValueError, match=r'^broken.ipynb, cell \d: OSError: disk \(executed copy: .*broken.ipynb\)$'):
+        run_notebook(tmp_path, nbs / 'broken.ipynb', tmp_path / 'out')
+
+
+@pytest.fixture(scope='module')
+def copied(tmp_path_factory):
+    "A copy of what export and clean read and write."
+    folder = tmp_path_factory.mktemp('checkout')
+    for name in ('nbs', 'cxr_acgan'): shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns('__pycache__', '.*'))
+    shutil.copy(ROOT / 'settings.ini', folder)
+    shutil.copy(ROOT / '_quarto.yml', folder)
+    return folder
+
+
+def nbdev(code, folder):
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_library_is_the_export(copied):
+    nbdev('from nbdev.doclinks import nbdev_export; nbdev_export()', copied)
+    files = {p.name for folder in (ROOT, copied) for p in (folder / 'cxr_acgan').glob('*.py')}
+    _, different, missing = filecmp.cmpfiles(ROOT / 'cxr_acgan', copied / 'cxr_acgan', files, shallow=False)
+    assert not different and not missing, 'run nbdev_export'
+    exported = {re.search(r'default_exp (\w+)', p.read_text())[1] for p in PATHS if 'default_exp' in p.read_text()}
+    assert {f.removesuffix('.py') for f in files} == exported | {'__init__', '_modidx'}, 'a module without its notebook'
+
+
+def test_notebooks_are_clean(copied):
+    nbdev('from nbdev.clean import nbdev_clean; nbdev_clean()', copied)
+    for path in PATHS: assert (copied / path.relative_to(ROOT)).read_bytes() == path.read_bytes(), f'{path.name}: run nbdev_clean'
+
+
+def test_pyflakes():
+    done = subprocess.run([sys.executable, '-m', 'pyflakes', 'cxr_acgan'], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize('path', PATHS, ids=NAMES)
+def test_small_and_portable(path):
+    "Under 400 kB with outputs, and no output names a folder of the machine it was run on."
+    assert path.stat().st_size < 400_000
+    for cell in json.loads(path.read_text())['cells']:
+        shown = json.dumps([{k: v for k, v in o.get('data', o).items() if not k.startswith('image/')} for o in cell.get('outputs', ())])
+        found = re.search(r'(?<![\w.:/])/(home|root|Users|work|tmp|content|kaggle/working)/[^"\\ ]*', shown)
+        assert not found, f'{path.name}: {found[0]}'
