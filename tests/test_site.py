@@ -17,15 +17,25 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope='session')
-def site(tmp_path_factory):
+def reproduced(tmp_path_factory):
+    "The folder and what the command wrote to standard error."
     out = tmp_path_factory.mktemp('reproduce')
     command = [sys.executable, '-c', 'import sys; from cxr_acgan.cli import main; sys.exit(main())', 'reproduce', 'vae', '--out', str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert 'warning' not in done.stderr, done.stderr
-    assert done.stderr.count('\n') <= 2, 'more than the progress bar' # one bar, no log
-    assert (out / 'notebooks' / '03_vae.ipynb').is_file()
-    return out / 'site'
+    return out, done.stderr
+
+
+@pytest.fixture(scope='session')
+def site(reproduced):
+    return reproduced[0] / 'site'
+
+
+def test_reproduce(reproduced):
+    out, errors = reproduced
+    assert (out / 'notebooks' / '03_vae.ipynb').is_file() and (out / 'site' / 'index.html').is_file()
+    assert [line for line in errors.splitlines() if 'warning' in line] == []
+    assert errors.count('\n') <= 2, errors # one progress bar, no log
 
 
 class Page(HTMLParser):
