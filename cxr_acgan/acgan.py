@@ -75,14 +75,19 @@ def acgan_discriminator(image_size=64,   # pixels; a multiple of 8
     classes = layers.Activation("softmax", dtype="float32", name="class")(y)
     return keras.Model(images, [source, classes], name="discriminator")
 
-# %% ../nbs/01_acgan.ipynb #2b26e44f
+# %% ../nbs/01_acgan.ipynb #2ccce183
 @keras.saving.register_keras_serializable("cxr_acgan")
 class ACGAN(AdversarialModel):
-    """srm's and singh's training step: least squares on the source, cross-entropy on the class.
+    """srm's and singh's training step: least squares on the source, binary cross-entropy on each class logit.
 
     Log keys: d_source_loss, d_class_loss, g_source_loss, g_class_loss (the documents' "tag" and "labels").
     """
     loss_names = ("d_source_loss", "d_class_loss", "g_source_loss", "g_class_loss")
+
+    def __init__(self, generator, discriminator, *args, **kwargs):
+        super().__init__(generator, discriminator, *args, **kwargs)
+        outputs = [discriminator.output[0], discriminator.get_layer("class").input]
+        self.discriminator_logits = keras.Model(discriminator.input, outputs, name="discriminator_logits")
 
     def draw(self):
         "Real images with their labels; noise for D's fakes and fresh noise for G's, both with the same labels."
@@ -96,10 +101,11 @@ class ACGAN(AdversarialModel):
         return ops.one_hot(labels, self.num_classes, dtype="float32")
 
     def losses_of(self, images, source, labels, training=True):
-        "Least-squares loss of the source output and cross-entropy of the class output, both means over the batch."
-        predicted, classes = self.discriminator(images, training=training)
+        "Least-squares loss of the source output and cross-entropy of the class logits, both means over the batch."
+        predicted, logits = self.discriminator_logits(images, training=training)
+        logits = ops.cast(logits, "float32")
         return (ops.mean(ops.square(predicted - source)),
-                ops.mean(keras.losses.binary_crossentropy(labels, classes)))
+                ops.mean(keras.losses.binary_crossentropy(labels, logits, from_logits=True)))
 
     def d_losses(self, batch):
         "One batch of real and fake images together, tags 1 and 0."

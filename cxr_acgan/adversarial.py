@@ -280,12 +280,16 @@ def seeded(seed):
     seed_hash(seed, 0)
     keras.utils.set_random_seed(int(seed))
 
-# %% ../nbs/foundations/adversarial.ipynb #767d91cd
+# %% ../nbs/foundations/adversarial.ipynb #6b5f113a
 class UpdateBackup(keras.callbacks.BackupAndRestore):
     "Keras' `BackupAndRestore`, which takes the epoch to go on from from the model's own count of updates."
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
         self.model._initial_epoch = int(self.model.update) // self.params["steps"]
+
+    def on_train_end(self, logs=None):
+        super().on_train_end(logs)
+        self.model._initial_epoch = None  # else the next `fit` would start there too
 
 # %% ../nbs/foundations/adversarial.ipynb #1cffa627
 class UpdateLogger(keras.callbacks.Callback):
