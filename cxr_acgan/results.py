@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['results_root', 'environment', 'device_name', 'commit_name', 'RunRecord', 'json_value', 'load_runs', 'image_sheet',
-           'show_sheet', 'sheet_images', 'record_images', 'mean_interval', 'reported_vs_ours', 'provenance',
-           'layer_table', 'layer_graph', 'draw_model']
+           'show_sheet', 'sheet_images', 'record_images', 'mean_interval', 'reported_vs_ours', 'logged', 'plot_losses',
+           'not_run', 'provenance', 'layer_table', 'layer_graph', 'draw_model']
 
 # %% ../nbs/foundations/results.ipynb #2a8c9d43
 import importlib.metadata
@@ -258,7 +258,44 @@ def reported_vs_ours(rows,         # (quantity, printed value or None, function 
         table.append(row)
     return pd.DataFrame(table)
 
-# %% ../nbs/foundations/results.ipynb #06524148
+# %% ../nbs/foundations/results.ipynb #4ed06ba5
+def logged(update, key):
+    "A function record -> the loss `key` logged at that update; KeyError where the record has none."
+    return lambda run: {row["update"]: row for row in run.metrics["logged"]}[update][key]
+
+# %% ../nbs/foundations/results.ipynb #7887239b
+def plot_losses(runs,     # records; [] draws the printed values alone
+                panels,   # {title: {column of history: label}}
+                printed=None,  # {column: {update: value}}: drawn as crosses
+                width=7.5):    # inches
+    "One panel a title with a thin line for each run and a thick one for their mean; returns the matplotlib figure."
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(1, len(panels), figsize=(width, 2.9), squeeze=False, facecolor="white", layout="constrained")
+    for axis, (title, columns) in zip(axes.flat, panels.items()):
+        for i, (column, label) in enumerate(columns.items()):
+            for run in runs:
+                axis.plot(run.history["update"], run.history[column], color=f"C{i}", lw=0.6, alpha=0.5 if runs[1:] else 1,
+                          label=None if runs[1:] else label)
+            if runs[1:]:
+                mean = pd.concat([run.history for run in runs]).groupby("update")[column].mean()
+                axis.plot(mean.index, mean, color=f"C{i}", lw=1.4, label=f"{label}, mean of {len(runs)} seeds")
+            points = (printed or {}).get(column, {})
+            axis.plot(list(points), list(points.values()), "x", color=f"C{i}", mec="black", ms=8, mew=2, label=f"{label}, printed" if points else None)
+        axis.set(title=title if runs else f"{title} (not run)", xlabel="update", ylim=(0, None))
+        axis.legend(fontsize=9)
+    return figure
+
+# %% ../nbs/foundations/results.ipynb #07ca518b
+def not_run(what,    # which figure
+            command, # what makes its record
+            width=7.5):
+    "A small figure that says what was not run and how to run it: missing results are shown, never left out."
+    import matplotlib.pyplot as plt
+    figure = plt.figure(figsize=(width, 0.8), facecolor="#f4f4f4")
+    figure.text(0.5, 0.5, f"{what}: not run\n{command}", ha="center", va="center", fontsize=10)
+    return figure
+
+# %% ../nbs/foundations/results.ipynb #9ec0ebe3
 def provenance(runs):
     "One sentence: profile, seeds, device and commit of the records; 'Not run.' for none."
     if not runs:
@@ -272,7 +309,7 @@ def provenance(runs):
             + f"; {sum(r.wall_s for r in runs) / len(runs) / 60:.0f} min a run on {first.environment.get('device', '?')}"
             + f", commit {first.environment.get('commit') or '?'}.")
 
-# %% ../nbs/foundations/results.ipynb #1157ed67
+# %% ../nbs/foundations/results.ipynb #3f6051b2
 def layer_table(model):  # keras.Model (Functional)
     "A data frame with the columns layer (its class), output (its shape without the batch) and parameters."
     rows = []
@@ -283,7 +320,7 @@ def layer_table(model):  # keras.Model (Functional)
         rows.append({"layer": name, "output": shapes, "parameters": layer.count_params()})
     return pd.DataFrame(rows)
 
-# %% ../nbs/foundations/results.ipynb #6e6c8acb
+# %% ../nbs/foundations/results.ipynb #b70ac42b
 def layer_graph(model):
     "For each layer's name: its distance from the inputs and the names of the layers it reads."
     def parents(config):
@@ -299,7 +336,7 @@ def layer_graph(model):
         graph[layer["name"]] = (1 + max((graph[name][0] for name in reads), default=-1), reads)
     return graph
 
-# %% ../nbs/foundations/results.ipynb #d5209287
+# %% ../nbs/foundations/results.ipynb #af3e6292
 def draw_model(model,      # keras.Model (Functional)
                width=6.5): # inches
     "Draw the layers as boxes from top to bottom, each with output shape and parameters; returns the matplotlib figure."
