@@ -210,7 +210,17 @@ def page_name(
     path = Path(path)
     return path.with_name(re.sub(r'^\d+[a-zA-Z0-9]*_', '', path.name.lower()))
 
-# %% ../nbs/foundations/cli.ipynb #b7e1a1b3
+# %% ../nbs/foundations/cli.ipynb #e1baa5b1
+def _split_title(nb):
+    "Move what follows title and quote in the first cell into a cell of its own: nbdev keeps title and quote only."
+    first = nb['cells'][0] if nb['cells'] else {'cell_type': ''}
+    found = re.match(r'(# .*\n+> .*\n?)([\s\S]*\S[\s\S]*)', ''.join(first.get('source', '')))
+    if first['cell_type'] == 'markdown' and found:
+        first['source'] = found[1].strip()
+        nb['cells'].insert(1, {'cell_type': 'markdown', 'id': 'after-title', 'metadata': {}, 'source': found[2].strip()})
+    return nb
+
+
 def _local_links(text, page, host, suffix='.ipynb'):
     "Links of one page: those to the site's own address made relative, those to notebooks given their page's name."
     def relative(m): return os.path.relpath(m[1] or 'index.html', page.parent.as_posix())
@@ -244,7 +254,7 @@ def normalise_pages(
     config = folder / '_quarto.yml'
     config.write_text(re.sub(r'\b\d+_(\w+\.ipynb)', r'\1', config.read_text(encoding='utf-8')), encoding='utf-8')
 
-# %% ../nbs/foundations/cli.ipynb #1de02772
+# %% ../nbs/foundations/cli.ipynb #b434c9a0
 def _render(pages):
     "Render the processed pages with Quarto where it is installed, otherwise with smalldocs; return the folder and the warnings."
     if shutil.which('quarto'):
@@ -276,7 +286,7 @@ def _put_folder(new, out):
         shutil.rmtree(fresh, ignore_errors=True)
         raise
 
-# %% ../nbs/foundations/cli.ipynb #4ffba2ba
+# %% ../nbs/foundations/cli.ipynb #4bdc1ca7
 def build_site(
     root, # the checkout
     out, # folder of the site; replaced when it holds one, refused when it holds anything else
@@ -291,6 +301,8 @@ def build_site(
         skip = shutil.ignore_patterns('.*', '_proc', '_docs', '__pycache__', '_quarto.yml')
         for name in ('nbs', 'cxr_acgan'): shutil.copytree(root / name, stage / name, ignore=skip)
         for name in ('settings.ini', '_quarto.yml'): shutil.copy(root / name, stage)
+        for path in (stage / 'nbs').rglob('*.ipynb'):
+            path.write_text(json.dumps(_split_title(json.loads(path.read_text(encoding='utf-8'))), ensure_ascii=False), encoding='utf-8')
         shutil.copy(root / '_quarto.yml', stage / 'nbs') # a plain file, also where the checkout's symlink is not one
         _python(root, 'from nbdev.serve import proc_nbs; proc_nbs(n_workers=0)', cwd=stage)
         pages = stage / '_proc'
@@ -299,7 +311,7 @@ def build_site(
         _put_folder(site, out)
     return Path(out), warnings
 
-# %% ../nbs/foundations/cli.ipynb #5fa889bd
+# %% ../nbs/foundations/cli.ipynb #e64e764e
 app = typer.Typer(help='A reproducible companion to five documents on synthesising and classifying chest X-rays. Not for clinical use.',
                   add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
@@ -329,7 +341,7 @@ def _writable(folder):
     except OSError as e: raise OSError(e.errno, f'cannot be written: {e.strerror}', str(folder)) from e
     return folder
 
-# %% ../nbs/foundations/cli.ipynb #6d62ee37
+# %% ../nbs/foundations/cli.ipynb #ba21cc24
 @app.command()
 def reproduce(
     notebooks: Annotated[Optional[List[str]], typer.Argument(help='Numbers (1), names (01_acgan, acgan, papers/srm) or paths; the six when none is given.', show_default=False)] = None,
@@ -368,7 +380,7 @@ def _site(root, out):
     for w in warnings: print(f'warning: {w}', file=sys.stderr)
     print(f'{sum(1 for _ in Path(folder).rglob("*.html"))} pages: {folder / "index.html"}')
 
-# %% ../nbs/foundations/cli.ipynb #3aa9034e
+# %% ../nbs/foundations/cli.ipynb #f6195b37
 @app.command()
 def data(
     name: Annotated[str, typer.Argument(help='phantom, a known data set, or a folder of class folders.')] = 'phantom',
@@ -385,7 +397,7 @@ def data(
         if isinstance(value, dict): value = ', '.join(f'{k} {v:,}' for k, v in value.items())
         print(f'{key.replace("_", " "):>12}  {value}')
 
-# %% ../nbs/foundations/cli.ipynb #34f2efbe
+# %% ../nbs/foundations/cli.ipynb #91f21e59
 @app.command()
 def train(
     experiment: Annotated[str, typer.Argument(help='singh or srm.')],
@@ -440,7 +452,7 @@ def _check_experiment(experiment, profile):
     if experiment not in PROFILES: raise ValueError(f'unknown experiment {experiment!r}: use {", ".join(PROFILES)}')
     if profile not in PROFILES[experiment]: raise ValueError(f'{experiment} has no profile {profile!r}: use {", ".join(PROFILES[experiment])}')
 
-# %% ../nbs/foundations/cli.ipynb #33895340
+# %% ../nbs/foundations/cli.ipynb #c5599308
 @app.command()
 def sample(
     experiment: Annotated[str, typer.Argument(help='singh or srm.')],
@@ -463,7 +475,7 @@ def sample(
     _write_atomic(out, cv2.imencode('.png', image_sheet(images))[1].tobytes())
     print(f'{len(images)} images: {out}')
 
-# %% ../nbs/foundations/cli.ipynb #e16b567e
+# %% ../nbs/foundations/cli.ipynb #2a4e4499
 @app.command()
 def site(
     out: Annotated[Path, typer.Option(help='Folder of the site.')] = Path('_docs'),
@@ -474,7 +486,7 @@ def site(
     _writable(out.resolve().parent)
     _site(root, out)
 
-# %% ../nbs/foundations/cli.ipynb #cb78b576
+# %% ../nbs/foundations/cli.ipynb #4b38b464
 def error_line(
     error, # an exception
 ):
@@ -485,7 +497,7 @@ def error_line(
     text = error.format_message() if hasattr(error, 'format_message') else str(error)
     return f'error: {" ".join(text.split()) or type(error).__name__}'
 
-# %% ../nbs/foundations/cli.ipynb #b1914002
+# %% ../nbs/foundations/cli.ipynb #e9b270f0
 def main(
     argv=None, # arguments without the program's name; those of the process by default
 ):
