@@ -210,11 +210,11 @@ def page_name(
     path = Path(path)
     return path.with_name(re.sub(r'^\d+[a-zA-Z0-9]*_', '', path.name.lower()))
 
-# %% ../nbs/foundations/cli.ipynb #e1baa5b1
+# %% ../nbs/foundations/cli.ipynb #a65e7adc
 def _split_title(nb):
     "Move what follows title and quote in the first cell into a cell of its own: nbdev keeps title and quote only."
     first = nb['cells'][0] if nb['cells'] else {'cell_type': ''}
-    found = re.match(r'(# .*\n+> .*\n?)([\s\S]*\S[\s\S]*)', ''.join(first.get('source', '')))
+    found = re.match(r'(# .*\n+> .*)\n([\s\S]*\S[\s\S]*)', ''.join(first.get('source', '')))
     if first['cell_type'] == 'markdown' and found:
         first['source'] = found[1].strip()
         nb['cells'].insert(1, {'cell_type': 'markdown', 'id': 'after-title', 'metadata': {}, 'source': found[2].strip()})
