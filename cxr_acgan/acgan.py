@@ -185,7 +185,7 @@ def class_inputs(n, latent_dim, num_classes, seed):
     rng = np.random.default_rng(seed_hash(seed, 1000))
     return rng.uniform(-1, 1, (n, latent_dim)).astype("float32"), np.arange(n) * num_classes // n
 
-# %% ../nbs/01_acgan.ipynb #c8c053ab
+# %% ../nbs/01_acgan.ipynb #cb5cd34f
 class SampleSaver(keras.callbacks.Callback):
     "Keeps what the generator makes of 16 fixed inputs before chosen updates, as `samples-<update>.npy`."
     def __init__(self, folder, updates, seed):
@@ -193,13 +193,13 @@ class SampleSaver(keras.callbacks.Callback):
         self.folder, self.updates, self.seed = Path(folder), updates, seed
 
     def on_epoch_begin(self, epoch, logs=None):
-        update, gan = int(self.model.update), self.model
+        update, gan = self.model.updates_done, self.model
         if update in self.updates:
             noise, labels = class_inputs(16, gan.latent_dim, gan.num_classes, self.seed)
             images = generate_images(gan.generator, [noise, np.eye(gan.num_classes, dtype="float32")[labels]])
             np.save(self.folder / f"samples-{update}.npy", images)
 
-# %% ../nbs/01_acgan.ipynb #acafc32e
+# %% ../nbs/01_acgan.ipynb #00b41169
 def run_updates(gan, dataset, settings, folder, verbose=0):
     "Train to `settings.updates`, going on from the backup in `folder` if there is one."
     backup = folder / "backup"
@@ -212,8 +212,8 @@ def run_updates(gan, dataset, settings, folder, verbose=0):
         gan.fit(**data, epochs=epochs, steps_per_epoch=settings.checkpoint_every, callbacks=callbacks)
     if rest:
         gan.fit(**data, epochs=1, steps_per_epoch=rest, callbacks=callbacks[1:])
-    if int(gan.update) != settings.updates:
-        raise RuntimeError(f"training stopped at update {int(gan.update)} of {settings.updates}: a loss was not finite")
+    if gan.updates_done != settings.updates:
+        raise RuntimeError(f"training stopped at update {gan.updates_done} of {settings.updates}: a loss was not finite")
     return pd.read_csv(folder / "losses.csv")
 
 # %% ../nbs/01_acgan.ipynb #143c250e

@@ -133,7 +133,7 @@ class BackendModel(keras.Model):
             logs = self._update(data[0] if isinstance(data, (tuple, list)) else data)
         return logs, tuple([scope.get_current_value(v) for v in group] for group in groups)
 
-# %% ../nbs/foundations/adversarial.ipynb #76e9f10b
+# %% ../nbs/foundations/adversarial.ipynb #04fe5611
 class AdversarialModel(BackendModel):
     """A generator and a discriminator trained against each other by `fit`.
 
@@ -181,6 +181,11 @@ class AdversarialModel(BackendModel):
         self.set_data(x, y, batch_size)
         steps = steps_per_epoch or math.ceil(len(x) / batch_size)
         return super().fit(UpdateNumbers(steps, self._replicas()), **kwargs)
+
+    @property
+    def updates_done(self):
+        "How many updates the model has had, an int."
+        return int(ops.convert_to_numpy(self.update + 0))  # a sum is a plain tensor, under a strategy too
 
     def set_data(self, images, labels=None, batch_size=32):
         "Hold the real images (uint8) and labels that updates draw from."
@@ -280,18 +285,18 @@ def seeded(seed):
     seed_hash(seed, 0)
     keras.utils.set_random_seed(int(seed))
 
-# %% ../nbs/foundations/adversarial.ipynb #6b5f113a
+# %% ../nbs/foundations/adversarial.ipynb #9798c514
 class UpdateBackup(keras.callbacks.BackupAndRestore):
     "Keras' `BackupAndRestore`, which takes the epoch to go on from from the model's own count of updates."
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
-        self.model._initial_epoch = int(self.model.update) // self.params["steps"]
+        self.model._initial_epoch = self.model.updates_done // self.params["steps"]
 
     def on_train_end(self, logs=None):
         super().on_train_end(logs)
         self.model._initial_epoch = None  # else the next `fit` would start there too
 
-# %% ../nbs/foundations/adversarial.ipynb #1cffa627
+# %% ../nbs/foundations/adversarial.ipynb #3f726611
 class UpdateLogger(keras.callbacks.Callback):
     """Append the losses of each update to a CSV (`update`, its `seconds`, then one column a loss), written at the end of an epoch.
 
@@ -302,7 +307,7 @@ class UpdateLogger(keras.callbacks.Callback):
         self.path, self.rows = path, []
 
     def on_train_begin(self, logs=None):
-        start = int(self.model.update)
+        start = self.model.updates_done
         self.rows, self.next = [], start
         if start and self.path.exists():
             header, *lines = self.path.read_text().splitlines()
