@@ -341,9 +341,9 @@ def _writable(folder):
     except OSError as e: raise OSError(e.errno, f'cannot be written: {e.strerror}', str(folder)) from e
     return folder
 
-# %% ../nbs/foundations/cli.ipynb #ba21cc24
-@app.command()
-def reproduce(
+# %% ../nbs/foundations/cli.ipynb #018ec17a
+@app.command('reproduce')
+def reproduce_command(
     notebooks: Annotated[Optional[List[str]], typer.Argument(help='Numbers (1), names (01_acgan, acgan, papers/srm) or paths; the six when none is given.', show_default=False)] = None,
     profile: Annotated[str, typer.Option(help='smoke (seconds), cpu (about an hour an experiment) or paper (the document\'s settings).')] = 'smoke',
     dataset: Annotated[str, typer.Option(help='phantom, a known data set, or a folder of class folders.')] = 'phantom',
@@ -380,9 +380,9 @@ def _site(root, out):
     for w in warnings: print(f'warning: {w}', file=sys.stderr)
     print(f'{sum(1 for _ in Path(folder).rglob("*.html"))} pages: {folder / "index.html"}')
 
-# %% ../nbs/foundations/cli.ipynb #f6195b37
-@app.command()
-def data(
+# %% ../nbs/foundations/cli.ipynb #ddbcf7e1
+@app.command('data')
+def data_command(
     name: Annotated[str, typer.Argument(help='phantom, a known data set, or a folder of class folders.')] = 'phantom',
     split: Annotated[str, typer.Option(help='train, test or val.')] = 'train',
     image_size: Annotated[int, typer.Option(help='Pixels a side.')] = 64,
@@ -397,9 +397,9 @@ def data(
         if isinstance(value, dict): value = ', '.join(f'{k} {v:,}' for k, v in value.items())
         print(f'{key.replace("_", " "):>12}  {value}')
 
-# %% ../nbs/foundations/cli.ipynb #91f21e59
-@app.command()
-def train(
+# %% ../nbs/foundations/cli.ipynb #3bc11427
+@app.command('train')
+def train_command(
     experiment: Annotated[str, typer.Argument(help='singh or srm.')],
     profile: Annotated[str, typer.Option(help='smoke, cpu or paper.')] = 'cpu',
     dataset: Annotated[Optional[str], typer.Option(help='phantom for smoke, kermany otherwise.', show_default=False)] = None,
@@ -452,9 +452,9 @@ def _check_experiment(experiment, profile):
     if experiment not in PROFILES: raise ValueError(f'unknown experiment {experiment!r}: use {", ".join(PROFILES)}')
     if profile not in PROFILES[experiment]: raise ValueError(f'{experiment} has no profile {profile!r}: use {", ".join(PROFILES[experiment])}')
 
-# %% ../nbs/foundations/cli.ipynb #c5599308
-@app.command()
-def sample(
+# %% ../nbs/foundations/cli.ipynb #3a908094
+@app.command('sample')
+def sample_command(
     experiment: Annotated[str, typer.Argument(help='singh or srm.')],
     profile: Annotated[str, typer.Option(help='Profile of the run whose weights are used.')] = 'cpu',
     seed: Annotated[int, typer.Option(help='Seed of that run.')] = 0,
@@ -475,9 +475,9 @@ def sample(
     _write_atomic(out, cv2.imencode('.png', image_sheet(images))[1].tobytes())
     print(f'{len(images)} images: {out}')
 
-# %% ../nbs/foundations/cli.ipynb #2a4e4499
-@app.command()
-def site(
+# %% ../nbs/foundations/cli.ipynb #eaed4f65
+@app.command('site')
+def site_command(
     out: Annotated[Path, typer.Option(help='Folder of the site.')] = Path('_docs'),
 ):
     "Build the site from the notebooks' saved outputs, with Quarto where it is installed, otherwise with smalldocs."
@@ -486,7 +486,7 @@ def site(
     _writable(out.resolve().parent)
     _site(root, out)
 
-# %% ../nbs/foundations/cli.ipynb #4b38b464
+# %% ../nbs/foundations/cli.ipynb #18cbdeef
 def error_line(
     error, # an exception
 ):
@@ -497,7 +497,7 @@ def error_line(
     text = error.format_message() if hasattr(error, 'format_message') else str(error)
     return f'error: {" ".join(text.split()) or type(error).__name__}'
 
-# %% ../nbs/foundations/cli.ipynb #e9b270f0
+# %% ../nbs/foundations/cli.ipynb #087dcc8b
 def main(
     argv=None, # arguments without the program's name; those of the process by default
 ):
