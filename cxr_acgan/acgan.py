@@ -20,7 +20,7 @@ from .adversarial import AdversarialModel, UpdateBackup, UpdateLogger, generate_
 from .data import load_cxr
 from .results import RunRecord, image_sheet, results_root
 
-# %% ../nbs/01_acgan.ipynb #28da1aee
+# %% ../nbs/01_acgan.ipynb #b7697938
 def acgan_generator(latent_dim=100,  # width of the noise
                     num_classes=2,   # width of the one-hot label
                     image_size=64,   # pixels; a multiple of 8
@@ -48,7 +48,7 @@ def acgan_generator(latent_dim=100,  # width of the noise
     x = layers.Activation("sigmoid", dtype="float32")(x)
     return keras.Model([noise, labels], x, name="generator")
 
-# %% ../nbs/01_acgan.ipynb #98489178
+# %% ../nbs/01_acgan.ipynb #ee953242
 def acgan_discriminator(image_size=64,   # pixels; a multiple of 8
                         num_classes=2,
                         channels=3,
@@ -75,7 +75,7 @@ def acgan_discriminator(image_size=64,   # pixels; a multiple of 8
     classes = layers.Activation("softmax", dtype="float32", name="class")(y)
     return keras.Model(images, [source, classes], name="discriminator")
 
-# %% ../nbs/01_acgan.ipynb #0ea87ac8
+# %% ../nbs/01_acgan.ipynb #8a773db1
 @keras.saving.register_keras_serializable("cxr_acgan")
 class ACGAN(AdversarialModel):
     """srm's and singh's training step: least squares on the source, binary cross-entropy on each class logit.
@@ -122,7 +122,7 @@ class ACGAN(AdversarialModel):
         source_loss, class_loss = self.losses_of(fake, 1.0, batch["fake_labels"])
         return {"g_source_loss": source_loss, "g_class_loss": class_loss}
 
-# %% ../nbs/01_acgan.ipynb #117d4e58
+# %% ../nbs/01_acgan.ipynb #738c27ed
 @dataclass(frozen=True)
 class ACGANSettings:
     "Everything that defines a run, grouped as data, networks, optimiser, logging."
@@ -144,7 +144,7 @@ class ACGANSettings:
     history_every: int = 10     # updates averaged into one row of history.csv
     checkpoint_every: int = 100  # updates between two backups
 
-# %% ../nbs/01_acgan.ipynb #e744b053
+# %% ../nbs/01_acgan.ipynb #4f3fb416
 SINGH = ACGANSettings()
 SRM = replace(SINGH, updates=30_001, batch_size=32, log_every=5_000, sample_updates=(0, 10_000, 20_000, 30_000),
               history_every=50, checkpoint_every=250)
@@ -156,7 +156,7 @@ PROFILES = {
             "paper": SRM},
 }
 
-# %% ../nbs/01_acgan.ipynb #6919a412
+# %% ../nbs/01_acgan.ipynb #f582e158
 def acgan_settings(experiment, profile):
     "The settings of a profile; ValueError names the known ones."
     for name, known in ((experiment, PROFILES), (profile, PROFILES.get(experiment, {}))):
@@ -165,7 +165,7 @@ def acgan_settings(experiment, profile):
                              f"choose one of {', '.join(known)}")
     return PROFILES[experiment][profile]
 
-# %% ../nbs/01_acgan.ipynb #2fdf3ffb
+# %% ../nbs/01_acgan.ipynb #4d799a4d
 def build_acgan(settings,       # ACGANSettings
                 num_classes=2,
                 seed=0):
@@ -179,13 +179,13 @@ def build_acgan(settings,       # ACGANSettings
     gan.compile(d_optimizer=rmsprop(1.0), g_optimizer=rmsprop(0.5))
     return gan
 
-# %% ../nbs/01_acgan.ipynb #d686ed6a
+# %% ../nbs/01_acgan.ipynb #0556838d
 def class_inputs(n, latent_dim, num_classes, seed):
     "Noise uniform in [-1, 1) float32 (n, latent_dim), class numbers int (n,) in equal shares; from NumPy, any backend."
     rng = np.random.default_rng(seed_hash(seed, 1000))
     return rng.uniform(-1, 1, (n, latent_dim)).astype("float32"), np.arange(n) * num_classes // n
 
-# %% ../nbs/01_acgan.ipynb #cb5cd34f
+# %% ../nbs/01_acgan.ipynb #59931f8a
 class SampleSaver(keras.callbacks.Callback):
     "Keeps what the generator makes of 16 fixed inputs before chosen updates, as `samples-<update>.npy`."
     def __init__(self, folder, updates, seed):
@@ -199,7 +199,7 @@ class SampleSaver(keras.callbacks.Callback):
             images = generate_images(gan.generator, [noise, np.eye(gan.num_classes, dtype="float32")[labels]])
             np.save(self.folder / f"samples-{update}.npy", images)
 
-# %% ../nbs/01_acgan.ipynb #00b41169
+# %% ../nbs/01_acgan.ipynb #53849ddc
 def run_updates(gan, dataset, settings, folder, verbose=0):
     "Train to `settings.updates`, going on from the backup in `folder` if there is one."
     backup = folder / "backup"
@@ -216,7 +216,7 @@ def run_updates(gan, dataset, settings, folder, verbose=0):
         raise RuntimeError(f"training stopped at update {gan.updates_done} of {settings.updates}: a loss was not finite")
     return pd.read_csv(folder / "losses.csv")
 
-# %% ../nbs/01_acgan.ipynb #143c250e
+# %% ../nbs/01_acgan.ipynb #baa27994
 def discriminator_report(gan, train, test, seed, n=624):
     "What D makes of n training images, the test images and n fakes: source output, and confusion of its class output."
     rng = np.random.default_rng(seed_hash(seed, 2000))
@@ -233,7 +233,7 @@ def discriminator_report(gan, train, test, seed, n=624):
                         "source_above_half": int((source > 0.5).sum()), "confusion": confusion}
     return report
 
-# %% ../nbs/01_acgan.ipynb #592f89c7
+# %% ../nbs/01_acgan.ipynb #04641ab6
 def check_resumable(folder, run):
     "Write down what a training is; ValueError if the folder holds the backup of another one."
     path, run = folder / "training.json", json.loads(json.dumps(run))
@@ -241,7 +241,7 @@ def check_resumable(folder, run):
         raise ValueError(f"{folder} holds an unfinished training with other settings, data or backend: remove it to start anew")
     path.write_text(json.dumps(run))
 
-# %% ../nbs/01_acgan.ipynb #66b84392
+# %% ../nbs/01_acgan.ipynb #fd598ed2
 def finish_run(gan, train, test, losses, record, settings, folder, root):
     "Weights to `folder`, numbers and sheets to the record."
     gan.generator.save(folder / "generator.keras")
@@ -261,7 +261,7 @@ def finish_run(gan, train, test, losses, record, settings, folder, root):
     shutil.rmtree(folder / "backup", ignore_errors=True)
     return record
 
-# %% ../nbs/01_acgan.ipynb #e7b831d6
+# %% ../nbs/01_acgan.ipynb #56fa1d34
 def train_acgan(experiment="singh",  # 'srm' or 'singh'
                 profile="smoke",     # 'smoke', 'cpu' or 'paper', see `PROFILES`
                 dataset="phantom",   # a name or folder that `load_cxr` knows
@@ -296,7 +296,7 @@ def train_acgan(experiment="singh",  # 'srm' or 'singh'
     finally:
         keras.config.set_dtype_policy(policy)
 
-# %% ../nbs/01_acgan.ipynb #d28597bb
+# %% ../nbs/01_acgan.ipynb #69917caf
 def sample_acgan(experiment="singh", profile="cpu", seed=0,
                  n=64,          # images, each class as often
                  out=None,      # folder of records; weights lie in `runs` beside it

@@ -263,7 +263,7 @@ def logged(update, key):
     "A function record -> the loss `key` logged at that update; KeyError where the record has none."
     return lambda run: {row["update"]: row for row in run.metrics["logged"]}[update][key]
 
-# %% ../nbs/foundations/results.ipynb #7887239b
+# %% ../nbs/foundations/results.ipynb #0a16ffa7
 def plot_losses(runs,     # records; [] draws the printed values alone
                 panels,   # {title: {column of history: label}}
                 printed=None,  # {column: {update: value}}: drawn as crosses
@@ -280,7 +280,7 @@ def plot_losses(runs,     # records; [] draws the printed values alone
                 mean = pd.concat([run.history for run in runs]).groupby("update")[column].mean()
                 axis.plot(mean.index, mean, color=f"C{i}", lw=1.4, label=f"{label}, mean of {len(runs)} seeds")
             points = (printed or {}).get(column, {})
-            axis.plot(list(points), list(points.values()), "x", color=f"C{i}", mec="black", ms=8, mew=2, label=f"{label}, printed" if points else None)
+            axis.plot(list(points), list(points.values()), "X", color=f"C{i}", mec="black", ms=9, label=f"{label}, printed" if points else None)
         axis.set(title=title if runs else f"{title} (not run)", xlabel="update", ylim=(0, None))
         axis.legend(fontsize=9)
     return figure
@@ -336,9 +336,9 @@ def layer_graph(model):
         graph[layer["name"]] = (1 + max((graph[name][0] for name in reads), default=-1), reads)
     return graph
 
-# %% ../nbs/foundations/results.ipynb #af3e6292
+# %% ../nbs/foundations/results.ipynb #f58bd7fe
 def draw_model(model,      # keras.Model (Functional)
-               width=6.5): # inches
+               width=4.8): # inches
     "Draw the layers as boxes from top to bottom, each with output shape and parameters; returns the matplotlib figure."
     import matplotlib.pyplot as plt
     graph, table = layer_graph(model), dict(zip((layer.name for layer in model.layers), layer_table(model).to_dict("records")))
