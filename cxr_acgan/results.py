@@ -285,14 +285,15 @@ def plot_losses(runs,     # records; [] draws the printed values alone
         axis.legend(fontsize=9)
     return figure
 
-# %% ../nbs/foundations/results.ipynb #07ca518b
+# %% ../nbs/foundations/results.ipynb #e7095499
 def not_run(what,    # which figure
             command, # what makes its record
-            width=7.5):
+            width=6.0):
     "A small figure that says what was not run and how to run it: missing results are shown, never left out."
     import matplotlib.pyplot as plt
-    figure = plt.figure(figsize=(width, 0.8), facecolor="#f4f4f4")
-    figure.text(0.5, 0.5, f"{what}: not run\n{command}", ha="center", va="center", fontsize=10)
+    figure, axis = plt.subplots(figsize=(width, 0.8), facecolor="#f4f4f4")
+    axis.axis("off")
+    axis.text(0.5, 0.5, f"{what}: not run\n{command}", ha="center", va="center", fontsize=10)
     return figure
 
 # %% ../nbs/foundations/results.ipynb #9ec0ebe3
