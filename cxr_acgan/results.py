@@ -296,7 +296,7 @@ def not_run(what,    # which figure
     axis.text(0.5, 0.5, f"{what}: not run\n{command}", ha="center", va="center", fontsize=10)
     return figure
 
-# %% ../nbs/foundations/results.ipynb #9ec0ebe3
+# %% ../nbs/foundations/results.ipynb #1b7a56c1
 def provenance(runs):
     "One sentence: profile, seeds, device and commit of the records; 'Not run.' for none."
     if not runs:
@@ -308,7 +308,7 @@ def provenance(runs):
             + f", seed{'s' if len(runs) > 1 else ''} {', '.join(str(r.seed) for r in runs)}"
             + (f", n = {first.dataset['n']} training images" if first.dataset.get("n") else "")
             + f"; {sum(r.wall_s for r in runs) / len(runs) / 60:.0f} min a run on {first.environment.get('device', '?')}"
-            + f", commit {first.environment.get('commit') or '?'}.")
+            + f", commit {', '.join(dict.fromkeys(r.environment.get('commit') or '?' for r in runs))}.")
 
 # %% ../nbs/foundations/results.ipynb #3f6051b2
 def layer_table(model):  # keras.Model (Functional)
