@@ -34,6 +34,7 @@ setup(
         *(f'Programming Language :: Python :: {v}' for v in pythons[pythons.index(cfg['min_python']):]),
     ],
     packages=find_packages(include=[lib, f'{lib}.*']),
+    package_data={lib: ['*.npz']},
     python_requires=f'>={cfg["min_python"]}',
     install_requires=split(cfg['requirements']),
     extras_require=extras,
