@@ -16,7 +16,7 @@ import pytest
 
 from cxr_acgan import data
 from cxr_acgan.data import (CXRDataset, augment_classic, download_cxr, draw_phantom, leakage_report, load_cxr, patient_id, preprocess,
-                            split_by_patient, unzip)
+                            source_confound, split_by_patient, unzip)
 
 KERMANY = {'NORMAL': ('IM-0115-0001', 'IM-0115-0002', 'NORMAL2-IM-0117-0001'),
            'PNEUMONIA': ('person1_bacteria_1', 'person1_virus_6', 'person1_virus_7', 'person2_bacteria_3')}
@@ -139,6 +139,208 @@ def test_lookup_order(tmp_path, monkeypatch):
     for way in ('root', '$CXR_DATA', str(tmp_path / 'kaggle'), str(tmp_path / 'cache'), 'kagglehub', 'phantom'): assert way in text, way
 
 
+def test_download_only_when_wanted(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, 'download_cxr', lambda *args, **kwargs: make_kermany(tmp_path) / 'chest_xray')
+    assert 'not asked for' in message(FileNotFoundError, 'kermany', download=False)
+    assert len(load('kermany', image_size=8)) == 7
+
+
+def test_all_splits_as_one(tmp_path):
+    make_kermany(tmp_path)
+    ds, parts = load('kermany', 'all', 8, root=tmp_path), [load('kermany', s, 8, root=tmp_path) for s in ('train', 'test', 'val')]
+    assert ds.split == 'all' and ds.class_counts() == {'NORMAL': 9, 'PNEUMONIA': 12} and (np.diff(ds.labels) >= 0).all()
+    assert [f.split('/')[0] for f in ds.file_names] == ['train'] * 3 + ['test'] * 3 + ['val'] * 3 + ['train'] * 4 + ['test'] * 4 + ['val'] * 4
+    of = {f: (image.tobytes(), p) for d in parts for f, image, p in zip(d.file_names, d.images, d.patients)}
+    assert [(image.tobytes(), p) for image, p in zip(ds.images, ds.patients)] == [of[f] for f in ds.file_names] and ds.sources == ()
+    assert ds.fingerprint not in [p.fingerprint for p in parts] and ds.fingerprint == load('kermany', 'all', 8, root=tmp_path).fingerprint
+
+
+# ---- covidx
+
+COVIDX = {'COVID-19': ('cohen_1', 'cohen_2', 'raddb_1', 'raddb_2', 'raddb_3'), 'normal': ('raddb_4', 'raddb_5', 'child_1', 'child_2'),
+          'pneumonia': ('child_3', 'child_4', 'child_5', 'cohen_3')}
+LIST = ['419 c.png COVID-19 ricord', 'COVID 1 b (1).png positive sirm', '2 a.jpeg COVID-19 cohen', 'r2 e.png pneumonia rsna', 'r1 d.png normal rnsa', 'r3 f.png normal rsna']
+
+
+def make_covidx(root, rows=True):
+    "Class folders and, beside them, an index; the sources are in the names, `child_k` is Kermany's person k."
+    lines = ['file,split,cls,source,patient,kermany_file,licence,reuse']
+    for seed, split in enumerate(('train', 'test')):
+        for c, names in COVIDX.items():
+            write_images(root / 'covidx' / split / c, names, seed, suffix='.jpg')
+            for name in names:
+                source, k = name.split('_')
+                kermany = f'chest_xray/train/PNEUMONIA/person{k}_virus_{seed}.jpeg' if source == 'child' else ''
+                lines.append(f'covidx/{split}/{c}/{name}.jpg,{split},{c},{source},{"" if source == "raddb" else name},{kermany},see page,{"CC BY" if kermany else ""}')
+    if rows: (root / 'covidx_index.csv').write_text('\n'.join(lines))
+    return root
+
+
+def make_original(root, train=LIST, name='train_COVIDx9A.txt'):
+    "COVIDx as downloaded: a folder a split, lists beside them; Kaggle's own list knows two classes."
+    for split in ('train', 'test'):
+        write_images(root / split, ('b (1)', 'c', 'd', 'e', 'f'), len(split), suffix='.png')
+        write_images(root / split, 'a', len(split))
+        (root / f'{split}.txt').write_text('2 a.jpeg positive cohen\nr1 d.png negative rsna\n')
+    if train: (root / name).write_text('\n'.join(train) + '\n')
+    return root
+
+
+def quiet(*args, **kwargs):
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', '.*confounded')
+        return load('covidx', *args, **kwargs)
+
+
+def test_covidx_class_folders(tmp_path):
+    ds = quiet('train', 16, root=make_covidx(tmp_path))
+    assert ds.class_names == ('COVID-19', 'normal', 'pneumonia') and ds.class_counts() == {'COVID-19': 5, 'normal': 4, 'pneumonia': 4}
+    assert ds.file_names[:3] == ('train/COVID-19/cohen_1.jpg', 'train/COVID-19/cohen_2.jpg', 'train/COVID-19/raddb_1.jpg')
+    assert ds.sources == tuple(f.split('/')[-1].split('_')[0] for f in ds.file_names)
+    assert ds.patients == ('cohen_1', 'cohen_2', '', '', '', 'person1_virus', 'person2_virus', '', '', 'person3_virus', 'person4_virus', 'person5_virus', 'cohen_3')
+    assert ds.licences == tuple('CC BY' if s == 'child' else 'see page' for s in ds.sources)
+    assert ds.describe()['sources'] == {'child': 5, 'cohen': 3, 'raddb': 5} and ds.describe()['licences'] == {'CC BY': 5, 'see page': 8}
+    assert ds.source_counts()['raddb'] == {'COVID-19': 3, 'normal': 2, 'pneumonia': 0}
+    last = ds.subset([-1, 0])
+    assert last.sources == ('cohen', 'cohen') and last.licences == ('see page', 'see page') and last.patients == ('cohen_3', 'cohen_1')
+    assert (ds.images == load(str(tmp_path / 'covidx'), 'train', 16).images).all() # the same files as a plain folder
+    (tmp_path / 'covidx_index.csv').rename(tmp_path / 'covidx' / 'covidx_index.csv') # in the folder instead of beside it
+    assert quiet('train', 16, root=tmp_path).sources == ds.sources and quiet('train', 16, root=tmp_path).fingerprint == ds.fingerprint
+    assert "no split 'val', only train, test" in message(ValueError, 'covidx', 'val', root=tmp_path)
+
+
+def test_covidx_original(tmp_path):
+    ds = quiet('train', 16, root=make_original(tmp_path))
+    assert ds.file_names == tuple(f'train/{f}' for f in ('a.jpeg', 'b (1).png', 'c.png', 'd.png', 'f.png', 'e.png')) and ds.labels.tolist() == [0, 0, 0, 1, 1, 2]
+    assert ds.patients == ('2', 'COVID 1', '419', 'r1', 'r3', 'r2') and ds.sources == ('cohen', 'sirm', 'ricord', 'rsna', 'rsna', 'rsna') and ds.licences == ()
+    assert ds.source.endswith('; train_COVIDx9A.txt')
+    expected = cv2.resize(cv2.imread(str(tmp_path / 'train/b (1).png'), cv2.IMREAD_GRAYSCALE), (16, 16), interpolation=cv2.INTER_AREA)
+    assert (ds.images[1, ..., 0] == expected).all()
+    (tmp_path / 'train_COVIDx_CXR-3A.txt').write_text('\n'.join([LIST[2], *LIST[3:]])) # newer by name: one COVID-19 image
+    newer = quiet('train', 16, root=tmp_path)
+    assert newer.class_counts() == {'COVID-19': 1, 'normal': 2, 'pneumonia': 1} and newer.source.endswith('CXR-3A.txt') and newer.fingerprint != ds.fingerprint
+
+
+def test_covidx_list_without_sources_or_with_folders(tmp_path):
+    old = quiet(root=make_original(tmp_path / 'old', [line.rsplit(' ', 1)[0].replace('COVID 1', 'COVID-1').replace('positive', 'COVID-19') for line in LIST], 'train_COVIDx5.txt'))
+    assert old.sources == () and old.patients[1] == 'COVID-1' and old.class_counts() == {'COVID-19': 3, 'normal': 2, 'pneumonia': 1} and 'sources' not in old.describe()
+    split = make_covidx(tmp_path, rows=False) / 'covidx' # class folders with a list: carbone's scripts write class/file into it
+    lines = [f'p{k} {c}/{name}.jpg {"positive" if c == "COVID-19" else "negative"} {name.split("_")[0]}' for c, names in COVIDX.items() for k, name in enumerate(names)]
+    (split / 'train_COVIDx9A.txt').write_text('\n' + '\n'.join(lines))
+    ds = quiet(root=tmp_path)
+    assert ds.patients[:2] == ('p0', 'p1') and ds.source_counts()['child'] == {'COVID-19': 0, 'normal': 2, 'pneumonia': 3}
+
+
+def test_covidx_is_found_on_kaggle(tmp_path, monkeypatch):
+    make_original(tmp_path / 'kaggle' / 'covidx-cxr2')
+    assert len(quiet()) == 6
+    monkeypatch.setenv('CXR_DATA', str(tmp_path / 'mine'))
+    make_covidx(tmp_path / 'mine')
+    assert len(quiet()) == 13 and quiet().licences
+    shutil.rmtree(tmp_path / 'mine'), shutil.rmtree(tmp_path / 'kaggle')
+    text = message(FileNotFoundError, 'covidx')
+    for way in ('root', '$CXR_DATA', 'covidx-cxr2', str(tmp_path / 'cache'), 'kagglehub', 'phantom'): assert way in text, way
+
+
+def test_covidx_sources(tmp_path):
+    make_covidx(tmp_path)
+    few = quiet('train', 8, root=tmp_path, sources=('cohen', 'raddb'))
+    assert set(few.sources) == {'cohen', 'raddb'} and few.class_counts() == {'COVID-19': 5, 'normal': 2, 'pneumonia': 1}
+    both = quiet('all', 8, root=tmp_path, sources=('cohen', 'raddb'))
+    assert both.class_counts() == {'COVID-19': 10, 'normal': 4, 'pneumonia': 2} and both.file_names[4:6] == ('train/COVID-19/raddb_3.jpg', 'test/COVID-19/cohen_1.jpg')
+    assert set(both.licences) == {'see page'} and len(both.subset([0, 3]).sources) == 2
+    two = quiet('train', 8, root=tmp_path, sources='raddb', n=3) # a class without images is none to fill
+    assert two.class_counts() == {'COVID-19': 2, 'normal': 1, 'pneumonia': 0}
+    assert "no source 'rsna'; use some of child, cohen, raddb" in message(ValueError, 'covidx', 'train', root=tmp_path, sources=('cohen', 'rsna'))
+    assert 'use some of child, cohen, raddb' in message(ValueError, 'covidx', root=tmp_path, sources=())
+    for c in COVIDX:
+        for f in (tmp_path / 'covidx/test' / c).glob('cohen*'): f.unlink()
+    assert "covidx (test): no source 'cohen'" in message(ValueError, 'covidx', 'test', root=tmp_path, sources='cohen')
+    assert len(quiet('all', 8, root=tmp_path, sources='cohen')) == 3
+
+
+def test_covidx_confound(tmp_path):
+    with pytest.warns(UserWarning) as caught: ds = load('covidx', 'train', 8, root=make_covidx(tmp_path))
+    text = str(caught[0].message)
+    assert len(caught) == 1 and '\n' not in text and text.startswith('covidx (train)')
+    assert '75 % of pneumonia but 0 % of COVID-19 come from child' in text and '58 % (chance 33 %' in text
+    found = source_confound(ds)
+    assert found['classes'] == ['pneumonia', 'COVID-19'] and found['sources'] == ['child'] and found['shares'] == [0.75, 0] and found['distance'] == 0.75
+    assert found['accuracy'] == pytest.approx((2 / 5 + 3 / 5 + 3 / 4) / 3) and found['counts'] == ds.source_counts()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        load('covidx', 'train', 8, root=tmp_path, sources='raddb') # one source: nothing to confound
+    assert source_confound(ds.subset(ds.labels == 0)) is None and source_confound(draw_phantom(8)) is None
+    a = CXRDataset(np.zeros((6, 8, 8, 1), np.uint8), np.array([0, 0, 1, 1, 1, 0]), ('a', 'b'), tuple('uvwxyz'), ('',) * 6, 'train', 'x', sources=('s', 't', 's', 't', '', ''))
+    assert source_confound(a)['distance'] == 0 and source_confound(a)['accuracy'] == 0.5 # unknown sources left out
+    with pytest.raises(ValueError, match='1 sources'): CXRDataset(a.images, a.labels, ('a', 'b'), a.file_names, a.patients, 'train', 'x', sources=('s',))
+
+
+def test_covidx_without_index(tmp_path):
+    make_covidx(tmp_path, rows=False)
+    with pytest.warns(UserWarning, match='of 13 of 13 images are unknown') as caught: ds = load('covidx', 'train', 8, root=tmp_path)
+    assert len(caught) == 1 and '\n' not in str(caught[0].message) and ds.sources == ds.licences == () and set(ds.patients) == {''} and len(ds) == 13
+    with pytest.warns(UserWarning, match='unknown'): assert 'source of no image is known' in message(ValueError, 'covidx', root=tmp_path, sources='cohen')
+    (tmp_path / 'covidx_index.csv').write_text('file,source\ncovidx/train/normal/raddb_4.jpg,raddb\n')
+    with pytest.warns(UserWarning, match='of 12 of 13 images are unknown'): ds = load('covidx', 'train', 8, root=tmp_path)
+    assert ds.describe()['sources'] == {'': 12, 'raddb': 1} and ds.licences == ()
+    (tmp_path / 'covidx_index.csv').write_text('name,split\nx,train\n')
+    assert "no column 'file'" in message(ValueError, 'covidx', root=tmp_path)
+
+
+@pytest.mark.parametrize('lines, words', [
+    (['p1 a.jpeg'], "line 1: too few fields in 'p1 a.jpeg'"), (['2 a.jpeg COVID-19 cohen', '', 'normal'], 'line 3: too few fields'),
+    (['2 a.jpeg normal'] * 2 + ['a.jpeg normal rsna'], 'line 3: too few fields'), (['p1 a.jpeg healthy rsna'], "line 1: class 'healthy' is not known"),
+    (['2 ../a.jpeg normal rsna'], 'leads outside'), (['2 /etc/a.jpeg normal rsna'], 'leads outside'), ([' '], 'an empty list'),
+    ([line for line in LIST if 'pneumonia' not in line], "class 'pneumonia' of covidx has no readable image")])
+def test_covidx_list_faults(tmp_path, lines, words): assert words in message(ValueError, 'covidx', image_size=8, root=make_original(tmp_path, lines))
+
+
+def test_covidx_lists_missing_or_of_two_classes(tmp_path):
+    make_original(tmp_path, train=None)
+    text = message(ValueError, 'covidx', image_size=8, root=tmp_path)
+    assert 'train.txt: positive and negative only' in text and 'train_COVIDx9A.txt' in text and 'COVID-Net' in text
+    (tmp_path / 'train.txt').unlink()
+    text = message(FileNotFoundError, 'covidx', image_size=8, root=tmp_path)
+    assert 'train*.txt' in text and 'train_COVIDx9A.txt' in text and str(tmp_path) in text
+    shutil.rmtree(tmp_path / 'train')
+    assert 'only test' in message(ValueError, 'covidx', image_size=8, root=tmp_path)
+    shutil.rmtree(tmp_path / 'test')
+    assert 'no covidx' in message(FileNotFoundError, 'covidx', image_size=8, root=tmp_path)
+
+
+def test_covidx_files_missing(tmp_path):
+    make_original(tmp_path, [*LIST, 'r9 gone.png normal rsna'])
+    (tmp_path / 'train' / 'c.png').write_bytes(b'')
+    for _ in range(2): # read, and from the cache
+        with pytest.warns(UserWarning, match=r'2 of 7 files skipped: c.png \(empty\); gone.png \(No such file'):
+            ds = quiet('train', 8, root=tmp_path)
+        assert ds.patients == ('2', 'COVID 1', 'r1', 'r3', 'r2') and ds.sources == ('cohen', 'sirm', 'rsna', 'rsna', 'rsna')
+    text = message(ValueError, 'covidx', image_size=8, root=tmp_path, strict=True)
+    assert '2 of 7' in text and 'gone.png' in text
+    write_images(tmp_path / 'train', ['gone'], suffix='.png') # no longer missing
+    with pytest.warns(UserWarning, match='1 of 7 files skipped'): assert len(quiet('train', 8, root=tmp_path)) == 6
+
+
+def test_covidx_command(tmp_path, monkeypatch, capsys):
+    from cxr_acgan.cli import main
+    monkeypatch.setenv('CXR_DATA', str(make_covidx(tmp_path)))
+    with pytest.warns(UserWarning, match='confounded'): assert main(['data', 'covidx', '--image-size', '8']) == 0
+    out = capsys.readouterr().out
+    assert 'COVID-19 5, normal 4, pneumonia 4' in out and 'child 5, cohen 3, raddb 5' in out
+    assert main(['data', 'covidx', '--split', 'val']) == 2 and 'no split' in capsys.readouterr().err
+
+
+def test_three_classes_split_and_leak(tmp_path):
+    ds = quiet('all', 16, root=make_covidx(tmp_path))
+    with pytest.warns(UserWarning, match='10 of 26 images name no patient'): parts = split_by_patient(ds, (0.5, 0.5))
+    assert all(min(p.class_counts().values()) for p in parts) and not set(parts[0].patients) & set(parts[1].patients) - {''}
+    assert [p.sources for p in parts] == [tuple(Path(f).name.split('_')[0] for f in p.file_names) for p in parts]
+    train, test = quiet('train', 16, root=tmp_path), quiet('test', 16, root=tmp_path)
+    shared = leakage_report([train, test])['shared_patients']['train & test']
+    assert shared == sorted({p for p in train.patients if p}) and augment_classic(ds.images).shape == ds.images.shape
+
+
 # ---- bad inputs
 
 @pytest.mark.parametrize('content, reason', [(b'', 'empty'), (b'hello', 'not an image'), (b'\xff\xd8\xff\xe0garbage\xff\xd9', 'not an image'), ('cut', 'truncated')])
@@ -204,7 +406,7 @@ def test_full_disk_leaves_no_half_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('settings, words', [
-    (dict(name='chestx'), 'unknown dataset'), (dict(name='covidx'), 'unknown dataset'), (dict(seed=-1), 'seed'), (dict(seed=0.5), 'seed'), (dict(name='kermany', seed=-2), 'seed'),
+    (dict(name='chestx'), 'unknown dataset'), (dict(sources='cohen'), 'source of no image is known'), (dict(split='all'), 'split'), (dict(seed=-1), 'seed'), (dict(seed=0.5), 'seed'), (dict(name='kermany', seed=-2), 'seed'),
     (dict(split='dev'), 'split'), (dict(name='kermany', split='dev'), 'split'), (dict(image_size=0), 'image_size'), (dict(image_size=4), '8 pixels'),
     (dict(num_classes=4), '2 or 3'), (dict(n=1), 'at least 2'), (dict(n=0), 'at least 2')])
 def test_bad_settings(settings, words): assert words in message(ValueError, **settings)
@@ -530,7 +732,32 @@ def test_real_pneumoniamnist(cxr_data):
         assert tuple(load('pneumoniamnist', s, 28, root=cxr_data).class_counts().values()) == counts
 
 
-def test_real_three_classes(cxr_data):
+@pytest.fixture
+def real_covidx(cxr_data):
     if not (cxr_data / 'covidx').is_dir(): pytest.skip('real data: no covidx folder in $CXR_DATA')
-    ds = load(str(cxr_data / 'covidx'), 'test', 32)
-    assert ds.num_classes == 3 and ds.class_counts() == {'COVID-19': 384, 'normal': 1021, 'pneumonia': 136}
+    if not (cxr_data / 'covidx_index.csv').is_file(): pytest.skip('real data: no covidx_index.csv beside covidx in $CXR_DATA')
+    return {s: quiet(s, 64, root=cxr_data) for s in ('train', 'test')}
+
+
+def test_real_covidx(cxr_data, real_covidx):
+    assert real_covidx['train'].class_counts() == {'COVID-19': 3241, 'normal': 9210, 'pneumonia': 1278}
+    assert real_covidx['test'].class_counts() == {'COVID-19': 384, 'normal': 1021, 'pneumonia': 136}
+    assert real_covidx['train'].describe()['sources'] == {'actmed': 29, 'cohen': 471, 'fig1': 28, 'raddb': 10786, 'raddb-kermany': 2415}
+    assert sum(l.startswith('CC BY') for d in real_covidx.values() for l in d.licences) == 2778
+    with pytest.warns(UserWarning, match=r'94 % of pneumonia but 0 % of COVID-19 come from raddb-kermany \(children\)'): load('covidx', 'train', 64, root=cxr_data)
+    with pytest.warns(UserWarning, match='confounded'): adults = load('covidx', 'all', 64, root=cxr_data, sources=('cohen', 'fig1', 'actmed', 'raddb'))
+    assert adults.class_counts() == {'COVID-19': 3625, 'normal': 8891, 'pneumonia': 76}
+    kermany = load('kermany', 'train', 64, root=cxr_data)
+    assert kermany.fingerprint == '432dfa374743ac0a' # a cache or a record of before covidx still holds
+    children = {p for d in real_covidx.values() for p, s in zip(d.patients, d.sources) if s == 'raddb-kermany'}
+    assert children <= set(kermany.patients) and not set(adults.patients) & set(kermany.patients)
+
+
+def test_real_covidx_leaks(real_covidx):
+    report = leakage_report(list(real_covidx.values()))
+    assert report['shared_patients'] == {'train & test': []} and report['without_patient'] == 11995
+    conflicts = {Path(m['file']).stem for g in report['near_duplicates'] if len({m['class'] for m in g}) > 1 for m in g}
+    assert {'raddb_NA_COVID-467', 'raddb_NA_COVID-749'} < conflicts and report['across_classes'] == 2 and report['across_splits'] == 3
+    with pytest.warns(UserWarning, match='name no patient'): fit, held = split_by_patient(real_covidx['train'], 0.1)
+    for c, k in real_covidx['train'].class_counts().items(): assert abs(held.class_counts()[c] / k - 0.1) < 0.01
+    assert not set(fit.patients) & set(held.patients) - {''} and len(held.sources) == len(held)
