@@ -1,14 +1,22 @@
 "Metrics against closed forms, scipy and scikit-learn; their speed; what bad input gets."
 import json
 import time
+import tracemalloc
 
+import cv2
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.stats
 from sklearn import metrics as sk
+from sklearn.neighbors import NearestCentroid, NearestNeighbors
 
-from cxr_acgan.metrics import (classification_scores, confusion_matrices_fitting, frechet_distance,
-                               frechet_distance_from_moments, kernel_distance, scores_from_confusion, wilson_interval)
+from cxr_acgan.data import load_cxr
+from cxr_acgan.metrics import (classification_scores, confusion_matrices_fitting, copy_scores, frechet_distance,
+                               frechet_distance_from_moments, inception_score, intra_frechet_distance, kernel_distance,
+                               memorisation_report, ms_ssim, ms_ssim_diversity, nearest_neighbours, plant_copies,
+                               precision_recall, psnr, scores_from_confusion, ssim, tsne_embedding, wilson_interval)
+from cxr_acgan.results import show_embedding
 
 RATIOS = ('accuracy', 'balanced_accuracy', 'precision', 'recall', 'specificity', 'f1', 'auc')
 
@@ -210,10 +218,228 @@ def test_wilson():
     assert wilson_interval(5, 10, level=0.5)[1] < high[1]
 
 
+# images: Inception Score, distances by class, neighbours, precision and recall
+
+def test_inception_score_by_hand(rng):
+    p = rng.dirichlet(np.ones(4), 50)
+    parts = [np.exp(np.mean([scipy.stats.entropy(row, part.mean(axis=0)) for row in part])) for part in (p[0::3], p[1::3], p[2::3])]
+    assert inception_score(p, splits=3) == pytest.approx((np.mean(parts), np.std(parts)))
+    assert inception_score(np.eye(4)[np.arange(40) // 10], splits=5) == pytest.approx((4, 0))      # sorted by class
+    assert inception_score(np.full((9, 4), 0.25), splits=9) == pytest.approx((1, 0))
+
+
+def test_intra_frechet(rng):
+    x, y = rng.normal(size=(60, 3)), rng.normal(size=(90, 3))
+    a, b = np.repeat(['n', 'p'], 30), np.repeat(['p', 'n'], 45)
+    s = intra_frechet_distance(x, a, y, b[:, None])
+    expected = [frechet_distance(x[:30], y[45:]), frechet_distance(x[30:], y[:45])]
+    assert s == {'mean': pytest.approx(np.mean(expected)), 'per_class': pytest.approx(expected), 'classes': ['n', 'p'], 'n': [[30, 45]] * 2}
+    assert json.loads(json.dumps(s)) == s
+
+
+@pytest.mark.parametrize('offset, scale', [(0, 1), (1e6, 1), (0, 1e-20), (3, 1e20)])
+def test_nearest_neighbours_against_sklearn(rng, offset, scale):
+    x, y = scale * (rng.normal(size=(300, 5)) + offset), scale * (rng.normal(size=(700, 5)) + offset)
+    y[::7] = y[1::7]                                                     # duplicates
+    indices, distances = nearest_neighbours(x, y, k=4)
+    expected, which = NearestNeighbors(n_neighbors=4, algorithm='brute').fit((y - scale * offset) / scale).kneighbors((x - scale * offset) / scale)
+    assert np.allclose(distances / scale, expected, rtol=1e-6)
+    assert (indices[:, 0] == which[:, 0]).mean() > 0.8 and indices.dtype == np.int64
+    assert np.allclose(np.linalg.norm(x[:, None] - y[indices], axis=2), distances)
+    assert nearest_neighbours(x, y, k=700)[0].shape == (300, 700)
+
+
+def test_nearest_neighbours_of_near_copies(rng):
+    "Distances far below float32's resolution of the data."
+    y = rng.normal(size=(500, 64))
+    indices, distances = nearest_neighbours(y + 1e-9, y)
+    assert (indices[:, 0] == np.arange(500)).all() and np.allclose(distances, 8e-9, rtol=1e-4)
+
+
+@pytest.mark.parametrize('n, m, k, offset', [(80, 60, 3, 0), (40, 120, 5, 1e4), (30, 30, 1, 0)])
+def test_precision_recall_brute_force(rng, n, m, k, offset):
+    real, fake = rng.normal(size=(n, 4)) + offset, rng.normal(0.4, 1.2, size=(m, 4)) + offset
+    d = lambda a, b: np.sqrt(((a[:, None] - b)**2).sum(axis=2))
+    r, f = (np.sort(d(z, z), axis=1)[:, k] for z in (real, fake))
+    across = d(real, fake)
+    expected = {'precision': (across <= r[:, None]).any(axis=0).mean(), 'recall': (across <= f).any(axis=1).mean(),
+                'density': (across <= r[:, None]).sum() / (k * m), 'coverage': (across <= r[:, None]).any(axis=1).mean()}
+    s = precision_recall(real, fake, k=k)
+    assert s == {**expected, 'k': k, 'n_real': n, 'n_fake': m} and json.loads(json.dumps(s)) == s
+
+
+def test_density_and_coverage_of_equal_distributions(rng):
+    "Naeem et al. 2020, lemmas 1 and 2, also in one dimension and for unequal sizes."
+    for n, m, k, d in ((60, 60, 5, 1), (50, 150, 3, 6)):
+        s = [precision_recall(rng.normal(size=(n, d)), rng.normal(size=(m, d)), k) for _ in range(200)]
+        density, coverage = np.array([[v['density'], v['coverage']] for v in s]).T
+        law = 1 - np.prod([(n - i) / (n + m - i) for i in range(1, k + 1)])
+        assert abs(density.mean() - 1) < 4 * density.std() / 200**.5 and abs(coverage.mean() - law) < 4 * coverage.std() / 200**.5
+
+
+def test_precision_recall_answers(rng):
+    modes = 8 * rng.normal(size=(5, 6))
+    draw = lambda of: modes[rng.integers(of, size=600)] + rng.normal(size=(600, 6))
+    real, full, two = draw(5), precision_recall(draw(5), draw(5)), draw(2)
+    dropped = precision_recall(real, two)
+    assert full['recall'] > 0.8 and dropped['recall'] < 0.55 * full['recall'] and dropped['coverage'] < 0.55 * full['coverage']
+    assert dropped['precision'] > 0.8 and precision_recall(real, draw(5) + 40)['density'] == 0
+    assert precision_recall(real, np.tile(real[:2], (50, 1)))['recall'] < 0.02
+    copied = precision_recall(real, real)
+    assert [copied[key] for key in ('precision', 'recall', 'coverage')] == [1, 1, 1] and 1 <= copied['density'] <= 1.2
+
+
+def test_precision_recall_is_chunked(rng):
+    real, fake = rng.normal(size=(2, 4000, 8)).astype(np.float32)
+    tracemalloc.start()
+    precision_recall(real, fake)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4000**2 * 4 / 2                                         # half of one matrix of all distances
+
+
+# pairs of images
+
+@pytest.fixture(scope='module')
+def chests(): return load_cxr('phantom', n=400).images
+
+
+def test_psnr(rng):
+    x = rng.integers(0, 200, (3, 5, 7), dtype=np.uint8)
+    assert psnr(x, x + 10) == pytest.approx([20 * np.log10(25.5)] * 3) and np.isinf(psnr(x, x)).all()
+    assert psnr(np.zeros((1, 4, 4), 'uint8'), np.full((1, 4, 4), 255, 'uint8')) == pytest.approx([0])
+
+
+def test_ssim_against_tensorflow(rng):
+    tf = pytest.importorskip('tensorflow')
+    def inputs(h, w):
+        x = np.stack([cv2.GaussianBlur(z, (0, 0), 2) for z in rng.integers(0, 256, (6, h, w), dtype=np.uint8)])[..., None]
+        return x, np.clip(0.7 * x + 30 + rng.normal(0, 6, x.shape), 0, 255).astype(np.uint8)
+    weights = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])
+    for (h, w), scales in (((64, 64), 3), ((112, 112), 4), ((45, 67), 3), ((11, 40), 1), ((161, 176), 5)):
+        x, y = inputs(h, w)
+        assert ssim(x, y) == pytest.approx(tf.image.ssim(x, y, 255).numpy(), abs=1e-4)
+        factors = weights[:scales] / weights[:scales].sum()
+        assert ms_ssim(x, y) == pytest.approx(tf.image.ssim_multiscale(x, y, 255, power_factors=factors).numpy(), abs=1e-4)
+
+
+def test_ssim_of_negatives(chests):
+    "The structure of a negative is minus the structure; MS-SSIM cuts it off at 0."
+    x = np.random.default_rng(0).integers(0, 256, (4, 64, 64), dtype=np.uint8)
+    assert (ssim(x, 255 - x) < -0.5).all() and (ms_ssim(x, 255 - x) == 0).all()
+    assert (ms_ssim(chests[:5], chests[:5]) == 1).all()
+    assert np.allclose(ssim(chests[:300], chests[100:]), np.concatenate([ssim(chests[i:i + 50], chests[100 + i:150 + i]) for i in range(0, 300, 50)]))
+
+
+def test_diversity(chests):
+    labels = np.repeat(['a', 'b'], 200)
+    s = ms_ssim_diversity(chests, labels=labels, pairs=100, seed=2)
+    assert s == ms_ssim_diversity(chests, labels=labels, pairs=100, seed=2) != ms_ssim_diversity(chests, labels=labels, pairs=100)
+    assert [r['class'] for r in s['per_class']] == ['a', 'b'] and [r['pairs'] for r in s['per_class']] == [50, 50]
+    assert s['mean'] == pytest.approx(np.mean([r['mean'] for r in s['per_class']])) and json.loads(json.dumps(s)) == s
+    assert s['high'] - s['low'] == pytest.approx(2 * 1.96 * s['std_error'])
+    assert ms_ssim_diversity(chests)['pairs'] == 200 and ms_ssim_diversity(chests)['per_class'] is None
+    four = ms_ssim_diversity(chests[:4], pairs=2)                         # all three ways to pair four images are means of two of six
+    six = {(i, j): ms_ssim(chests[i:i + 1], chests[j:j + 1])[0] for i in range(4) for j in range(i)}
+    assert any(four['mean'] == pytest.approx((six[a] + six[b]) / 2) for a in six for b in six if not set(a) & set(b))
+
+
+def test_diversity_interval_covers_at_its_level():
+    "The mean over all pairs of 3,000 images is the truth; samples of 120 cover it nineteen times in twenty."
+    rng = np.random.default_rng(0)
+    base = rng.integers(60, 200, (6, 12, 12))                             # some pairs alike, most not
+    draw = lambda n: np.clip(base[rng.integers(6, size=n)] + rng.normal(0, 20, (n, 12, 12)), 0, 255).astype(np.uint8)
+    truth = ms_ssim(draw(40000), draw(40000)).mean()
+    s = [ms_ssim_diversity(draw(120), seed=i) for i in range(300)]
+    assert 0.9 <= np.mean([v['low'] <= truth <= v['high'] for v in s]) <= 0.99
+
+
+# t-SNE
+
+def test_tsne(rng):
+    group = np.repeat([0, 1], 30)
+    x = rng.normal(size=(60, 80)) + 3 * rng.normal(size=(2, 80))[group]
+    xy = tsne_embedding(x, seed=1)
+    assert xy.shape == (60, 2) and np.isfinite(xy).all() and np.array_equal(xy, tsne_embedding(x, seed=1))
+    assert NearestCentroid().fit(xy, group).score(xy, group) == 1
+    assert tsne_embedding(x[:4, :2]).shape == (4, 2)
+
+
+def test_show_embedding(rng, chests):
+    import matplotlib.pyplot as plt
+    xy = rng.normal(size=(400, 2)) * [5, 1]
+    figure = show_embedding(xy, chests, np.arange(400) % 3, thumbnails=25)
+    boxes = np.array([image.get_extent() for image in figure.axes[0].images])
+    assert 5 < len(boxes) <= 25 and len(figure.axes[0].patches) == len(boxes)
+    apart = (boxes[:, None, 1] <= boxes[:, 0]) | (boxes[:, None, 0] >= boxes[:, 1]) | (boxes[:, None, 3] <= boxes[:, 2]) | (boxes[:, None, 2] >= boxes[:, 3])
+    assert (apart | np.eye(len(boxes), dtype=bool)).all()
+    centres = (boxes[:, ::2] + boxes[:, 1::2]) / 2
+    assert np.allclose(nearest_neighbours(centres, xy)[1], 0, atol=1e-9)
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ['0', '1', '2'] and sum(len(c.get_offsets()) for c in figure.axes[0].collections) == 400
+    plain = show_embedding(xy)
+    assert not plain.legends and not plain.axes[0].images
+    plt.close('all')
+    for call, words in ((lambda: show_embedding(xy[:, :1]), r'\(n, 2\)'), (lambda: show_embedding(xy, chests[:9]), 'images has 9 entries'),
+                        (lambda: show_embedding(xy, groups=[1]), 'groups has 1 entries for 400')):
+        with pytest.raises(ValueError, match=words): call()
+
+
+# memorisation
+
+def test_planted_copies(chests):
+    planted = plant_copies(chests[:40], seed=5)
+    assert list(planted) == ['shifted', 'brightened', 'recompressed', 'cropped']
+    assert all(c.shape == chests[:40].shape and c.dtype == np.uint8 and (c != chests[:40]).any(axis=(1, 2, 3)).all() for c in planted.values())
+    assert all((a == b).all() for a, b in zip(planted.values(), plant_copies(chests[:40], seed=5).values()))
+    inside = slice(8, -8)
+    for x, moved in zip(chests[:40, ..., 0], planted['shifted'][..., 0]):
+        shifts = [(i, j) for i in range(-4, 5) for j in range(-4, 5) if (np.roll(x, (i, j), (0, 1))[inside, inside] == moved[inside, inside]).all()]
+        assert len(shifts) == 1 and 0 not in shifts[0]
+
+
+def test_copy_scores(chests):
+    scores, neighbours = copy_scores(chests[:20], chests)
+    assert np.allclose(scores, 1, atol=1e-4) and (neighbours == np.arange(20)).all()
+    negative = copy_scores(255 - chests[:20], chests)[0]
+    assert (negative < 0.95).all() and copy_scores(np.zeros((1, 64, 64), 'uint8'), chests)[0][0] == pytest.approx(0, abs=1e-6)
+    copies = plant_copies(chests[:30])['cropped']
+    assert (copy_scores(copies, chests[:, ::1], k=1, candidates=np.arange(30)[:, None])[1] == np.arange(30)).mean() > 0.9
+    large = np.stack([cv2.resize(x, (112, 112), interpolation=cv2.INTER_CUBIC) for x in chests[:60]])
+    for copies in plant_copies(large[:20]).values(): assert (copy_scores(copies, large)[1] == np.arange(20)).mean() >= 0.95
+
+
+def test_memorisation_report_on_the_phantom(chests):
+    held_out, fresh = load_cxr('phantom', 'test', n=240), load_cxr('phantom', 'val', n=80).images
+    cheating = np.concatenate([fresh, *(c[:5] for c in plant_copies(chests[100:105], seed=9).values())])
+    seen = []
+    def features(x):
+        seen.append(len(x))
+        return np.stack([cv2.resize(z, (6, 6), interpolation=cv2.INTER_AREA).ravel() for z in x])
+    r = memorisation_report(cheating, chests, held_out.images, held_out.patients, features=features, controls=20)
+    assert json.loads(json.dumps(r)) == r and seen == [100, 240, 20, 20, 20, 20, 400]
+    assert r['n'] == 100 and 18 <= r['flagged'] <= 24 and min(r['closest']['generated']) >= 80
+    assert set(r['closest']['train']) <= set(range(100, 105)) and r['closest']['score'] == sorted(r['closest']['score'], reverse=True)
+    assert (r['low'], r['high']) == pytest.approx(wilson_interval(r['flagged'], 100))
+    assert r['calibration']['n'] + r['false_alarms']['n'] == 240 and 115 <= r['calibration']['n'] <= 120
+    assert all(c['rate'] >= 0.9 and c['n'] == 20 for c in r['controls'].values()) and r['false_alarms']['rate'] <= 0.05
+    assert r['features']['controls']['recompressed']['rate'] == 1 and 0 <= r['features']['agreement'] <= 1
+    assert r['median_score']['generated'] > r['median_score']['held_out'] and r['features']['threshold'] < 0
+
+
+def test_memorisation_on_kermany(cxr_data):
+    "95 % of each kind of planted copies, at most 5 % false alarms on real images of other patients."
+    train, test = (load_cxr('kermany', split, root=cxr_data / 'chest_xray', progress=False) for split in ('train', 'test'))
+    planted = np.concatenate([c[:5] for c in plant_copies(train.images[1000:1005], seed=1).values()])
+    r = memorisation_report(planted, train.images, test.images, test.patients, train.patients, controls=100)
+    assert r['flagged'] >= 19 and r['false_alarms']['rate'] <= 0.05 and r['false_alarms']['patients'] > 100
+    assert all(c['rate'] >= 0.95 for c in r['controls'].values()), r['controls']
+
+
 # errors: one line each
 
 F = np.random.default_rng(0).normal(size=(6, 3))
 NAN = np.where(np.arange(18).reshape(6, 3) == 4, np.nan, F)
+U = np.random.default_rng(0).integers(0, 256, (6, 16, 16), dtype=np.uint8)
 
 
 @pytest.mark.parametrize('call, words', [
@@ -254,6 +480,41 @@ NAN = np.where(np.arange(18).reshape(6, 3) == 4, np.nan, F)
     (lambda: confusion_matrices_fitting({'0': {'support': 0}, '1': {'support': 3}}), 'at least 1'),
     (lambda: wilson_interval(5, 4), '0 <= k <= n'),
     (lambda: wilson_interval(1, 4, level=95), 'level is 95'),
+    (lambda: inception_score(F), 'apply the softmax'),
+    (lambda: inception_score(np.full((3, 2), .4)), 'add up to 1'),
+    (lambda: inception_score(np.full((3, 2), .5)), 'splits is 10: it must be between 1 and 3'),
+    (lambda: intra_frechet_distance(F, [0, 0, 0, 1, 1, 1], F, [0, 0, 0, 0, 0, 1]), 'class 1 has 3 samples in x and 1 in y'),
+    (lambda: intra_frechet_distance(F, [0], F, [0] * 6), 'x_labels has shape'),
+    (lambda: nearest_neighbours(F, F, k=7), 'k is 7: it must be between 1 and 6'),
+    (lambda: nearest_neighbours(F, F[:, :1]), 'x has 3 features and y has 1'),
+    (lambda: nearest_neighbours(F, NAN), 'y has non-finite'),
+    (lambda: precision_recall(F, F, k=6), 'k is 6: it must be at least 1 and less than 6'),
+    (lambda: precision_recall(F, F[:, :2]), 'real has 3 features and fake has 2'),
+    (lambda: precision_recall(NAN, F), 'real has non-finite'),
+    (lambda: psnr(F, F), 'x must hold uint8 images'),
+    (lambda: psnr(U, U[:3]), 'pairs need equally many'),
+    (lambda: psnr(U[:0], U[:0]), 'uint8 images'),
+    (lambda: psnr(np.zeros((2, 16, 16, 3), 'uint8'), U), 'x must hold uint8 images'),
+    (lambda: ssim(U[:, :10], U[:, :10]), 'images of 10 x 16 pixels: at least 11'),
+    (lambda: ms_ssim(U, U / 255), 'y must hold uint8 images'),
+    (lambda: ms_ssim_diversity(U[:3]), 'class 0 has 3 images: two pairs need at least 4'),
+    (lambda: ms_ssim_diversity(U, labels=[0] * 5 + [1]), 'class 1 has 1 images'),
+    (lambda: ms_ssim_diversity(U, labels=[0]), 'one label for each of 6'),
+    (lambda: ms_ssim_diversity(U, pairs=1), 'pairs must be >= 2'),
+    (lambda: tsne_embedding(F[:3]), 'at least 4 samples'),
+    (lambda: tsne_embedding(F[:, :1]), 'at least 2 columns'),
+    (lambda: tsne_embedding(np.ones((9, 3))), 'rows that differ'),
+    (lambda: tsne_embedding(F, seed=-1), 'seed must be >= 0'),
+    (lambda: plant_copies(U / 255), 'uint8 images'),
+    (lambda: plant_copies(U, seed=-1), 'seed is -1'),
+    (lambda: copy_scores(U, np.zeros((3, 32, 32), 'uint8')), 'resize them to one size'),
+    (lambda: copy_scores(U, U, k=0), 'k is 0'),
+    (lambda: memorisation_report(U, U, U), '3 held-out images cannot set a false-alarm rate of 0.01'),
+    (lambda: memorisation_report(U, U, U, ['a'] * 5), 'held_out_patients has 5 entries for 6'),
+    (lambda: memorisation_report(U, U, U, list('abcdef'), list('xyzuvb')), '1 held-out patients are in the training set, the first is b: hold out others'),
+    (lambda: memorisation_report(U, U, np.zeros((9, 32, 32), 'uint8')), 'the images differ in size'),
+    (lambda: memorisation_report(U, U, U, false_alarm_rate=2), 'between 0 and 1'),
+    (lambda: memorisation_report(U, U, U, features=lambda x: F[:2]), 'features returns 2 rows for 6 images'),
 ])
 def test_errors_are_one_line(call, words):
     with pytest.raises(ValueError, match=words) as error: call()
