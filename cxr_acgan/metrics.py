@@ -6,7 +6,8 @@
 __all__ = ['frechet_distance_from_moments', 'frechet_distance', 'KernelDistance', 'kernel_distance', 'inception_score',
            'intra_frechet_distance', 'nearest_neighbours', 'precision_recall', 'psnr', 'ssim', 'ms_ssim',
            'ms_ssim_diversity', 'tsne_embedding', 'wilson_interval', 'copy_scores', 'plant_copies',
-           'memorisation_report', 'scores_from_confusion', 'confusion_matrices_fitting', 'classification_scores']
+           'memorisation_report', 'scores_from_confusion', 'confusion_matrices_fitting', 'classification_scores',
+           'score_differences']
 
 # %% ../nbs/foundations/metrics.ipynb #0bb74ab2
 from statistics import NormalDist
@@ -673,6 +674,32 @@ def _labels_and_scores(y_true, y_score, num_classes):
         raise ValueError(f'y_true holds no sample of class {absent[0]}: its recall and AUC are not defined')
     return y, s.astype(np.float64), columns
 
+# %% ../nbs/foundations/metrics.ipynb #10307c95
+def _score_draws(y, s, c, threshold, n_boot, groups, seed):
+    "Decisions as counts of cells (n, c*c), the scores, and the scores of each bootstrap sample; the same samples for the same y, groups and seed."
+    if groups is not None and len(groups) != len(y):
+        raise ValueError(f'groups has {len(groups)} entries for {len(y)} samples: one patient an image is needed')
+    if n_boot < 1 or seed < 0: raise ValueError(f'n_boot must be >= 1 and seed >= 0, got {n_boot} and {seed}')
+    if c == 2 and s.ndim == 2: s = s[:, 1]
+    called = (s >= threshold).astype(np.int64) if c == 2 else s.argmax(axis=1)
+    cell = np.eye(c * c)[y * c + called]
+    columns = [(s, y == 1)] if c == 2 else [(s[:, k], y == k) for k in range(c)]
+
+    def scores(weights):
+        values = _confusion_scores((weights @ cell).reshape(-1, c, c))[0]
+        return values | {'auc': np.mean([_weighted_auc(score, positive, weights) for score, positive in columns], axis=0)}
+
+    draws = [scores(w) for w in _bootstrap_weights(y, c, groups, n_boot, np.random.default_rng(seed))]
+    value = {k: float(v[0]) for k, v in scores(np.ones((1, len(y)))).items()}
+    return cell, value, {k: np.concatenate([draw[k] for draw in draws]) for k in value}
+
+
+def _intervals(values, draws, level):
+    "{score: {value, low, high}} by percentiles."
+    if not 0 < level < 1: raise ValueError(f'level must lie between 0 and 1, got {level}')
+    tails = {k: np.quantile(draws[k], [(1 - level) / 2, (1 + level) / 2]) for k in values}
+    return {k: {'value': v, 'low': float(tails[k][0]), 'high': float(tails[k][1])} for k, v in values.items()}
+
 # %% ../nbs/foundations/metrics.ipynb #45cd770b
 def classification_scores(
     y_true,            # class numbers, shape (n,); every class must occur
@@ -686,24 +713,27 @@ def classification_scores(
 ):                     # dict, JSON-able: n, support, confusion (rows = truth), resampling, and {value, low, high} for each score
     "Accuracy, balanced accuracy, precision, recall, specificity, F1 and AUC (macro and one-vs-rest beyond two classes), each with a stratified bootstrap percentile interval. ValueError for labels or scores that do not fit, or an absent class."
     y, s, c = _labels_and_scores(y_true, y_score, num_classes)
-    if groups is not None and len(groups) != len(y):
-        raise ValueError(f'groups has {len(groups)} entries for {len(y)} samples: one patient an image is needed')
-    if n_boot < 1 or seed < 0 or not 0 < level < 1:
-        raise ValueError(f'n_boot must be >= 1, seed >= 0 and level between 0 and 1, got {n_boot}, {seed} and {level}')
-    if c == 2 and s.ndim == 2: s = s[:, 1]
-    called = (s >= threshold).astype(np.int64) if c == 2 else s.argmax(axis=1)
-    cell = np.eye(c * c)[y * c + called]
-    columns = [(s, y == 1)] if c == 2 else [(s[:, k], y == k) for k in range(c)]
-
-    def scores(weights):
-        values = _confusion_scores((weights @ cell).reshape(-1, c, c))[0]
-        return values | {'auc': np.mean([_weighted_auc(score, positive, weights) for score, positive in columns], axis=0)}
-
-    value = scores(np.ones((1, len(y))))
-    draws = [scores(w) for w in _bootstrap_weights(y, c, groups, n_boot, np.random.default_rng(seed))]
-    tails = (1 - level) / 2, (1 + level) / 2
-    interval = {k: np.quantile(np.concatenate([draw[k] for draw in draws]), tails) for k in value}
+    cell, values, draws = _score_draws(y, s, c, threshold, n_boot, groups, seed)
     by = 'images within classes' if groups is None else 'groups within sets of classes'
     return {'n': len(y), 'support': np.bincount(y, minlength=c).tolist(), 'threshold': float(threshold) if c == 2 else None,
             'confusion': cell.sum(axis=0).astype(int).reshape(c, c).tolist(), 'resampling': by, 'n_boot': int(n_boot), 'level': level,
-            **{k: {'value': float(v[0]), 'low': float(interval[k][0]), 'high': float(interval[k][1])} for k, v in value.items()}}
+            **_intervals(values, draws, level)}
+
+# %% ../nbs/foundations/metrics.ipynb #33da07ad
+def score_differences(
+    y_true,         # class numbers, shape (n,)
+    y_score_a,      # scores of one classifier, as in `classification_scores`
+    y_score_b,      # scores of the other, on the same images in the same order
+    threshold=0.5,  # of both, or a pair
+    n_boot=2000,    # bootstrap samples
+    groups=None,    # patient of each image, shape (n,): patients are resampled instead of images
+    level=0.95,     # of the intervals
+    seed=0,         # of the bootstrap
+):                  # dict, JSON-able: n, and {value, low, high} of a - b for each score of `classification_scores`
+    "Differences of two classifiers' scores, each with a paired stratified bootstrap percentile interval (Efron and Tibshirani 1993). ValueError as for `classification_scores`."
+    thresholds = np.broadcast_to(threshold, 2)
+    (y, a, c), (_, b, c_b) = (_labels_and_scores(y_true, s, None) for s in (y_score_a, y_score_b))
+    if c != c_b: raise ValueError(f'y_score_a is for {c} classes and y_score_b for {c_b}: compare classifiers of the same classes')
+    (_, value_a, draws_a), (_, value_b, draws_b) = (_score_draws(y, s, c, t, n_boot, groups, seed) for s, t in zip((a, b), thresholds))
+    values = {k: value_a[k] - value_b[k] for k in value_a}
+    return {'n': len(y), **_intervals(values, {k: draws_a[k] - draws_b[k] for k in values}, level)}
