@@ -57,7 +57,7 @@ def _float32():
     finally:
         keras.config.set_dtype_policy(policy)
 
-# %% ../nbs/foundations/features.ipynb #5715363c
+# %% ../nbs/foundations/features.ipynb #7c20566b
 def inception_network(weights="imagenet",   # 'imagenet' (downloaded by Keras, 96 MB, once), a weights file, or None: random
                       output="features"):   # 'features' (n, 2048), the average pool, or 'probabilities' (n, 1000)
     """InceptionV3 (Szegedy et al. 2016) on gray images (n, 299, 299, 1), gray levels 0..255, as `image_features` resizes them.
@@ -75,7 +75,7 @@ def inception_network(weights="imagenet",   # 'imagenet' (downloaded by Keras, 9
         except Exception as error:  # Keras raises plain ones where a download fails
             raise OSError(_no_weights(weights, error)) from None
         images = x = keras.Input((299, 299, 1), name="images")
-        x = layers.Concatenate()([layers.Rescaling(1 / 127.5, offset=-1.0)(x)] * 3)
+        x = layers.Concatenate()([x / 127.5 - 1.0] * 3)
         return keras.Model(images, keras.Model(network.input, network.get_layer(layer).output)(x), name="inception")
 
 
@@ -86,20 +86,20 @@ def _no_weights(weights, error):
     return (f"the ImageNet weights of InceptionV3 cannot be downloaded ({reason}): connect to a network, or copy "
             "inception_v3_weights_tf_dim_ordering_tf_kernels.h5 to ~/.keras/models, or use space 'cxr'")
 
-# %% ../nbs/foundations/features.ipynb #6b1fbdb8
+# %% ../nbs/foundations/features.ipynb #ea8e51e3
 _STAGES = (("conv1", 16, 5, 2), ("conv2", 32, 3, 2), ("conv3", 48, 3, 2), ("conv4", 48, 3, 1), ("conv5", 64, 3, 2))
 
 def _encoder():
     "Images (n, 64, 64, 1), gray levels 0..255, to feature maps of 32, 16 and 8 pixels and the code (n, 4, 4, 16)."
     images = x = keras.Input((64, 64, 1), name="images")
-    x, maps = layers.Rescaling(1 / 127.5, offset=-1.0)(x), {}
+    x, maps = x / 127.5 - 1.0, {}  # by plain operators: Keras' layer for it asks for TensorFlow
     for name, width, kernel, strides in _STAGES:
         x = layers.Conv2D(width, kernel, strides=strides, padding="same", kernel_initializer="he_normal", name=name)(x)
         x = maps[name] = layers.LeakyReLU(negative_slope=0.2)(x)
     code = layers.Conv2D(16, 1, name="code")(x)
     return keras.Model(images, [maps["conv1"], maps["conv2"], maps["conv4"], code], name="encoder")
 
-# %% ../nbs/foundations/features.ipynb #d9edbf69
+# %% ../nbs/foundations/features.ipynb #6883be82
 def cxr_network(weights="shipped"):  # 'shipped', the path of an .npz, a dict of arrays (`train_cxr_network`), or None: random
     """The network of the space `cxr`: gray images (n, 64, 64, 1), gray levels 0..255, to features (n, 256).
 
@@ -115,7 +115,7 @@ def cxr_network(weights="shipped"):  # 'shipped', the path of an .npz, a dict of
         x = layers.Concatenate()([*pooled, layers.Flatten()(layers.AveragePooling2D(2)(code))])
         if arrays is not None:
             _set_weights(encoder, arrays)
-            x = layers.Normalization(mean=arrays["mean"], variance=arrays["std"] ** 2, name="standardise")(x)
+            x = (x - arrays["mean"]) / arrays["std"]
         return keras.Model(encoder.input, x, name="cxr")
 
 # %% ../nbs/foundations/features.ipynb #2dc39fcb
@@ -259,7 +259,7 @@ def _scores(model, train_images, images, findings):
     return {"n": len(images), "confusion": confusion.tolist(), "reconstruction_rmse": rmse(255 * out["reconstruction"][..., 0]),
             "mean_image_rmse": rmse(train_images.mean(0))}
 
-# %% ../nbs/foundations/features.ipynb #5c33f07d
+# %% ../nbs/foundations/features.ipynb #1ce766f3
 @functools.cache
 def _network(space):
     return {"cxr": cxr_network, "inception": inception_network,
@@ -270,6 +270,8 @@ def image_features(images,         # uint8 (n, h, w) or (n, h, w, 1), any size
                    space="cxr",    # 'cxr', 'inception', 'inception_probabilities', or a network of the functions above
                    batch_size=256):  # images at once; InceptionV3 takes 32 at most
     """float32 (n, d): d = 256 in 'cxr', 2048 in 'inception', 1000 in 'inception_probabilities'.
+
+    A Frechet distance on 'inception' is an FID (Heusel et al. 2017), on 'cxr' an FD-CXR.
 
     'cxr' resizes to 64 pixels by area averages, 'inception' to 299 by PIL's antialiased bicubic (Parmar et al. 2022);
     neither keeps the aspect. ValueError: images of another kind, an unknown space; OSError: weights that cannot be had.

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import time
 import zipfile
 from pathlib import Path
@@ -26,7 +27,7 @@ def wheel(tmp_path_factory):
     source = folder / 'source'
     source.mkdir()
     shutil.copytree(ROOT / 'cxr_acgan', source / 'cxr_acgan', ignore=shutil.ignore_patterns('__pycache__'))
-    for name in ('setup.py', 'settings.ini', 'pyproject.toml', 'README.md', 'LICENSE'): shutil.copy(ROOT / name, source)
+    for name in ('setup.py', 'settings.ini', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE'): shutil.copy(ROOT / name, source)
     done = run(sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', folder, source, cwd=folder)
     assert done.returncode == 0, done.stderr
     [path] = folder.glob('*.whl')
@@ -50,8 +51,19 @@ def bare(wheel, tmp_path_factory):
 def test_wheel_holds_the_library_only(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {'cxr_acgan/__init__.py', 'cxr_acgan/data.py', 'cxr_acgan/cli.py'} <= set(names)
+    weights = 'cxr_acgan/cxr_features.npz'
+    assert zipfile.ZipFile(wheel).read(weights) == (ROOT / weights).read_bytes()
     assert all(n.startswith(('cxr_acgan/', 'cxr_acgan-')) for n in names)
     assert any(n.endswith('LICENSE') for n in names)
+
+
+def test_sdist_holds_weights_and_settings(wheel):
+    code = 'from setuptools import build_meta; print(build_meta.build_sdist("."))'
+    done = run(sys.executable, '-c', code, cwd=wheel.parent / 'source')
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(next((wheel.parent / 'source').glob('*.tar.gz'))) as archive:
+        names = {name.partition('/')[2] for name in archive.getnames()}
+    assert {'cxr_acgan/cxr_features.npz', 'setup.py', 'settings.ini', 'README.md', 'LICENSE'} <= names
 
 
 def test_used_from_another_folder(bare):
