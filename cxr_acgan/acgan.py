@@ -4,19 +4,17 @@
 
 # %% auto #0
 __all__ = ['SINGH', 'SRM', 'BATCHNORM', 'SMOKE', 'PROFILES', 'acgan_generator', 'acgan_discriminator', 'ACGAN', 'ACGANSettings',
-           'acgan_settings', 'build_acgan', 'even_labels', 'SampleSaver', 'run_updates', 'discriminator_report',
-           'check_resumable', 'finish_run', 'train_acgan', 'sample_acgan']
+           'acgan_settings', 'build_acgan', 'even_labels', 'discriminator_report', 'finish_run', 'train_acgan',
+           'sample_acgan']
 
 # %% ../nbs/01_acgan.ipynb #4a770986
-import json
 import shutil
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 import keras
 import numpy as np
-import pandas as pd
 from keras import layers, ops
-from .adversarial import AdversarialModel, UpdateBackup, UpdateLogger, generate_classes, seed_hash, seeded
+from .adversarial import (AdversarialModel, dtype_policy, generate_classes, open_run, profile_settings, run_updates,
+                                   seed_hash, seeded, summarise_updates)
 from .data import load_cxr
 from .results import RunRecord, image_sheet, load_network, results_root, runs_folder
 
@@ -167,11 +165,7 @@ PROFILES = {
 # %% ../nbs/01_acgan.ipynb #f582e158
 def acgan_settings(experiment, profile):
     "The settings of a profile; ValueError names the known ones."
-    for name, known in ((experiment, PROFILES), (profile, PROFILES.get(experiment, {}))):
-        if name not in known:
-            raise ValueError(f"unknown {'experiment' if known is PROFILES else 'profile'} {name!r}: "
-                             f"choose one of {', '.join(known)}")
-    return PROFILES[experiment][profile]
+    return profile_settings(PROFILES, experiment, profile)
 
 # %% ../nbs/01_acgan.ipynb #4d799a4d
 def build_acgan(settings,       # ACGANSettings
@@ -193,36 +187,6 @@ def even_labels(n, num_classes):
     "Class numbers int (n,) in equal shares, in order."
     return np.arange(n) * num_classes // n
 
-# %% ../nbs/01_acgan.ipynb #59931f8a
-class SampleSaver(keras.callbacks.Callback):
-    "Keeps what the generator makes of 16 fixed inputs before chosen updates, as `samples-<update>.npy`."
-    def __init__(self, folder, updates, seed):
-        super().__init__()
-        self.folder, self.updates, self.seed = Path(folder), updates, seed
-
-    def on_epoch_begin(self, epoch, logs=None):
-        update, gan = self.model.updates_done, self.model
-        if update in self.updates:
-            images = generate_classes(gan.generator, even_labels(16, gan.num_classes), self.seed)
-            np.save(self.folder / f"samples-{update}.npy", images)
-
-# %% ../nbs/01_acgan.ipynb #53849ddc
-def run_updates(gan, dataset, settings, folder, verbose=0):
-    "Train to `settings.updates`, going on from the backup in `folder` if there is one."
-    backup = folder / "backup"
-    callbacks = [UpdateBackup(backup, delete_checkpoint=False, double_checkpoint=True),
-                 UpdateLogger(folder / "losses.csv"),
-                 SampleSaver(folder, settings.sample_updates, gan.seed), keras.callbacks.TerminateOnNaN()]
-    epochs, rest = divmod(settings.updates, settings.checkpoint_every)
-    data = dict(x=dataset.images, y=dataset.labels, batch_size=settings.batch_size, verbose=verbose)
-    if epochs:
-        gan.fit(**data, epochs=epochs, steps_per_epoch=settings.checkpoint_every, callbacks=callbacks)
-    if rest:
-        gan.fit(**data, epochs=1, steps_per_epoch=rest, callbacks=callbacks[1:])
-    if gan.updates_done != settings.updates:
-        raise RuntimeError(f"training stopped at update {gan.updates_done} of {settings.updates}: a loss was not finite")
-    return pd.read_csv(folder / "losses.csv")
-
 # %% ../nbs/01_acgan.ipynb #baa27994
 def discriminator_report(gan, train, test, seed, n=624):
     "What D makes of n training images, the test images and n fakes: source output, and confusion of its class output."
@@ -240,25 +204,14 @@ def discriminator_report(gan, train, test, seed, n=624):
                         "source_above_half": int((source > 0.5).sum()), "confusion": confusion}
     return report
 
-# %% ../nbs/01_acgan.ipynb #04641ab6
-def check_resumable(folder, run):
-    "Write down what a training is; ValueError if the folder holds the backup of another one."
-    path, run = folder / "training.json", json.loads(json.dumps(run))
-    if path.exists() and json.loads(path.read_text()) != run:
-        raise ValueError(f"{folder} holds an unfinished training with other settings, data or backend: remove it to start anew")
-    path.write_text(json.dumps(run))
-
 # %% ../nbs/01_acgan.ipynb #fd598ed2
 def finish_run(gan, train, test, losses, record, settings, folder, root):
     "Weights to `folder`, numbers and sheets to the record."
     gan.generator.save(folder / "generator.keras")
     gan.discriminator.save(folder / "discriminator.keras")
-    logged = losses[(losses["update"] % settings.log_every == 0) | (losses["update"] == settings.updates - 1)]
-    window = losses.groupby(losses["update"] // settings.history_every * settings.history_every)
-    record.history = window[list(gan.loss_names)].mean().reset_index()
+    record.history, logged = summarise_updates(losses, gan.log_names, settings.history_every, settings.log_every)
     record.wall_s = float(losses.seconds.sum())
-    record.metrics = {"logged": logged[["update", *gan.loss_names]].to_dict("records"),
-                      "seconds_per_update": float(losses.seconds.median()),
+    record.metrics = {"logged": logged, "seconds_per_update": float(losses.seconds.median()),
                       "discriminator": discriminator_report(gan, train, test, record.seed)}
     strip = [np.load(folder / f"samples-{u}.npy") for u in settings.sample_updates]
     final = generate_classes(gan.generator, even_labels(64, gan.num_classes), record.seed + 2)
@@ -287,20 +240,14 @@ def train_acgan(experiment="singh",  # 'srm', 'singh' or 'singh_batchnorm'
     load = lambda split: load_cxr(dataset, split, settings.image_size, n=settings.images)
     train, test = load("train"), load("test")
     folder = runs_folder(experiment, profile, seed, root)
-    if profile == "smoke":
-        shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    check_resumable(folder, {"settings": asdict(settings), "data": train.fingerprint, "backend": keras.backend.backend()})
-    record = RunRecord(experiment, profile, seed, asdict(settings) | {"backend": keras.backend.backend()},
-                       train.describe(), {}, None)
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(settings.precision)
-    try:
+    backend = {"backend": keras.backend.backend()}
+    open_run(folder, {"settings": asdict(settings), "data": train.fingerprint} | backend, fresh=profile == "smoke")
+    record = RunRecord(experiment, profile, seed, asdict(settings) | backend, train.describe(), {}, None)
+    draw = lambda gan: generate_classes(gan.generator, even_labels(16, gan.num_classes), seed)
+    with dtype_policy(settings.precision):
         gan = build_acgan(settings, train.num_classes, seed)
-        losses = run_updates(gan, train, settings, folder, verbose)
+        losses = run_updates(gan, train.images, train.labels, settings, folder, draw, verbose)
         return finish_run(gan, train, test, losses, record, settings, folder, root)
-    finally:
-        keras.config.set_dtype_policy(policy)
 
 # %% ../nbs/01_acgan.ipynb #69917caf
 def sample_acgan(experiment="singh", profile="cpu", seed=0,

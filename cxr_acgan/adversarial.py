@@ -4,13 +4,19 @@
 
 # %% auto #0
 __all__ = ['PairedOptimizer', 'replica_numbers', 'seed_hash', 'BackendModel', 'AdversarialModel', 'seeded', 'UpdateBackup',
-           'UpdateLogger', 'generate_images', 'generate_classes']
+           'UpdateLogger', 'generate_images', 'generate_classes', 'profile_settings', 'dtype_policy', 'open_run',
+           'SampleSaver', 'run_updates', 'summarise_updates']
 
 # %% ../nbs/foundations/adversarial.ipynb #dade998d
+import contextlib
+import json
 import math
+import shutil
 import time
+from pathlib import Path
 import keras
 import numpy as np
+import pandas as pd
 from keras import ops
 
 # %% ../nbs/foundations/adversarial.ipynb #c07a206a
@@ -70,18 +76,19 @@ def seed_hash(seed,   # int >= 0
 # %% ../nbs/foundations/adversarial.ipynb #2ce30e4c
 class BackendModel(keras.Model):
     "A model whose update is written once, in `_update(replica)`, and runs in the trainers of the three backends."
+    metric_names = ()  # logged values that are no losses
 
     def _replicas(self):
         strategy = getattr(self, "distribute_strategy", None)  # set by Keras under TensorFlow only
         return strategy.num_replicas_in_sync if strategy is not None else 1
 
     def _value_and_grad(self, losses, network):
-        "Losses (dict of scalars), whose sum plus the network's penalties is differentiated, and the gradients."
+        "Losses (dict of scalars), whose sum without the metrics plus the network's penalties is differentiated, and the gradients."
         variables = network.trainable_variables
 
         def total():
             values = losses()
-            return sum(values.values()) + sum(network.losses), values
+            return sum(v for k, v in values.items() if k not in self.metric_names) + sum(network.losses), values
 
         if keras.backend.backend() == "tensorflow":
             import tensorflow as tf
@@ -139,9 +146,9 @@ class AdversarialModel(BackendModel):
 
     Subclasses implement `draw`, `d_losses` and `g_losses` with `keras.ops`. `fit(images, labels, batch_size=...,
     steps_per_epoch=...)` takes uint8 images (n, height, width, channels) and integer labels (n,); an update draws
-    its batch itself. Logs hold the losses of the update just made; at the end of an epoch, their mean over it.
+    its batch itself. Logs hold the losses and metrics of the update just made; at the end of an epoch, their mean over it.
     """
-    loss_names = ("d_loss", "g_loss")
+    loss_names = ("d_loss", "g_loss")  # what the two methods return; and in `metric_names`, what is not summed
 
     def __init__(self,
                  generator,      # keras.Model
@@ -157,7 +164,7 @@ class AdversarialModel(BackendModel):
         self.value_range, self.seed, self.batch_size = tuple(value_range), seed, 1
         self.seed_generator = keras.random.SeedGenerator(seed_hash(seed, 0))
         self.update = self.add_weight(shape=(), dtype="int32", initializer="zeros", trainable=False, name="update")
-        self.loss_trackers = [keras.metrics.Mean(name=name) for name in self.loss_names]
+        self.loss_trackers = [keras.metrics.Mean(name=name) for name in self.log_names]
         self.built = True
 
     def compile(self,
@@ -182,6 +189,11 @@ class AdversarialModel(BackendModel):
         steps = steps_per_epoch or math.ceil(len(x) / batch_size)
         replicas = self._replicas()
         return super().fit(replica_numbers(steps, replicas), batch_size=replicas, shuffle=False, **kwargs)
+
+    @property
+    def log_names(self):
+        "The keys of the logs: losses, then metrics."
+        return *self.loss_names, *self.metric_names
 
     @property
     def updates_done(self):
@@ -209,11 +221,11 @@ class AdversarialModel(BackendModel):
         raise NotImplementedError("a GAN says in `draw` what one of its updates draws")
 
     def d_losses(self, batch):
-        "The discriminator's losses, a dictionary of float32 scalars."
+        "The discriminator's losses and metrics, a dictionary of float32 scalars."
         raise NotImplementedError("a GAN gives the losses of its discriminator in `d_losses`")
 
     def g_losses(self, batch):
-        "The generator's losses, a dictionary of float32 scalars."
+        "The generator's losses and metrics, a dictionary of float32 scalars."
         raise NotImplementedError("a GAN gives the losses of its generator in `g_losses`")
 
     def draw_real(self):
@@ -358,3 +370,92 @@ def generate_classes(generator,  # keras.Model with the inputs noise (n, latent_
         raise ValueError(f"labels must be whole numbers from 0 to {num_classes - 1}, one an image")
     noise = np.random.default_rng(seed_hash(seed, 1000)).uniform(-1, 1, (len(labels), latent_dim)).astype("float32")
     return generate_images(generator, [noise, np.eye(num_classes, dtype="float32")[labels]], value_range, batch_size)
+
+# %% ../nbs/foundations/adversarial.ipynb #a176432e
+def profile_settings(profiles,    # {experiment: {profile: settings}}
+                     experiment, profile):
+    "The settings of one profile of one experiment; ValueError names the known ones."
+    for name, known in ((experiment, profiles), (profile, profiles.get(experiment, {}))):
+        if name not in known:
+            raise ValueError(f"unknown {'experiment' if known is profiles else 'profile'} {name!r}: "
+                             f"choose one of {', '.join(known)}")
+    return profiles[experiment][profile]
+
+# %% ../nbs/foundations/adversarial.ipynb #3b38f000
+@contextlib.contextmanager
+def dtype_policy(name):  # 'float32', 'mixed_bfloat16'
+    "Keras' global dtype policy inside the block; the one before it afterwards, whatever happens."
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+# %% ../nbs/foundations/adversarial.ipynb #d9589f17
+def open_run(folder,       # of the run's weights and backup; made if need be
+             description,  # JSON-able: what makes this run what it is
+             fresh=False): # True: empty the folder first
+    "Write down what a training is; ValueError if the folder holds the backup of another one."
+    folder, description = Path(folder), json.loads(json.dumps(description))
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "training.json"
+    if path.exists() and json.loads(path.read_text()) != description:
+        raise ValueError(f"{folder} holds an unfinished training with other settings, data or backend: remove it to start anew")
+    path.write_text(json.dumps(description))
+
+# %% ../nbs/foundations/adversarial.ipynb #dcead3b7
+class SampleSaver(keras.callbacks.Callback):
+    "Keeps what `draw(model)` returns, an array, before chosen updates (or after the last), as `samples-<update>.npy`."
+    def __init__(self, folder, updates, draw):
+        super().__init__()
+        self.folder, self.updates, self.draw = Path(folder), updates, draw
+
+    def on_epoch_begin(self, epoch, logs=None):
+        update = self.model.updates_done
+        if update in self.updates:
+            np.save(self.folder / f"samples-{update}.npy", self.draw(self.model))
+
+    def on_train_end(self, logs=None):
+        self.on_epoch_begin(None)
+
+# %% ../nbs/foundations/adversarial.ipynb #ab40ce3b
+def run_updates(gan,       # AdversarialModel, compiled
+                images,    # uint8 (n, height, width, channels)
+                labels,    # int (n,), or None
+                settings,  # updates, batch_size, checkpoint_every, sample_updates (each where a checkpoint is, or the last)
+                folder,    # of backup, losses.csv and samples
+                draw,      # function of the model: the samples to keep at `sample_updates`
+                verbose=0):
+    """Train to `settings.updates`, going on from the backup in `folder` if there is one; the losses of each update, a data frame.
+
+    ValueError: a sample wanted where training does not stop; RuntimeError: a loss was not finite.
+    """
+    wrong = [u for u in settings.sample_updates if u != settings.updates and (u % settings.checkpoint_every or u > settings.updates)]
+    if wrong:
+        raise ValueError(f"sample_updates holds {wrong[0]}: it must be a multiple of checkpoint_every, "
+                         f"{settings.checkpoint_every}, or the last update, {settings.updates}")
+    backup = UpdateBackup(folder / "backup", delete_checkpoint=False, double_checkpoint=True)
+    callbacks = [UpdateLogger(folder / "losses.csv"), SampleSaver(folder, settings.sample_updates, draw),
+                 keras.callbacks.TerminateOnNaN()]
+    epochs, rest = divmod(settings.updates, settings.checkpoint_every)
+    data = dict(x=images, y=labels, batch_size=settings.batch_size, verbose=verbose)
+    if epochs:
+        gan.fit(**data, epochs=epochs, steps_per_epoch=settings.checkpoint_every, callbacks=[backup, *callbacks])
+    if rest:
+        gan.fit(**data, epochs=1, steps_per_epoch=rest, callbacks=callbacks)
+    if gan.updates_done != settings.updates:
+        raise RuntimeError(f"training stopped at update {gan.updates_done} of {settings.updates}: a loss was not finite")
+    return pd.read_csv(folder / "losses.csv")
+
+# %% ../nbs/foundations/adversarial.ipynb #74de80bc
+def summarise_updates(losses,         # as `run_updates` returns it
+                      names,          # its columns to keep, in order
+                      history_every,  # updates averaged into one row of the history
+                      log_every):     # updates between two that are kept as they are
+    "History (a data frame: `update`, where the group begins, and means) and single updates (a list of dicts), the last one too."
+    group = losses["update"] // history_every * history_every
+    single = losses[(losses["update"] % log_every == 0) | (losses["update"] == losses["update"].iloc[-1])]
+    return losses.groupby(group)[list(names)].mean().reset_index(), single[["update", *names]].to_dict("records")
