@@ -234,7 +234,7 @@ def train_cxr_network(
     _set_weights(model, weights)  # rounded, as they are shipped
     return weights | _statistics(weights, x), _scores(model, x, vx, vy), history
 
-# %% ../nbs/foundations/features.ipynb #77c64a62
+# %% ../nbs/foundations/features.ipynb #83030918
 def _training_data(images, findings):
     images, findings = _resize_area(_gray(images), 64), np.asarray(findings)
     if findings.shape != (len(images),) or findings.dtype.kind not in "iu" or findings.min() < 0:
@@ -252,7 +252,8 @@ def _statistics(weights, images):
 
 def _scores(model, train_images, images, findings):
     "What the two heads do on validation images."
-    out = model.predict(images, batch_size=256, verbose=0)
+    parts = [model(images[i:i + 256, ..., None].astype("float32"), training=False) for i in range(0, len(images), 256)]
+    out = {k: np.concatenate([ops.convert_to_numpy(part[k]) for part in parts]) for k in parts[0]}
     confusion = np.zeros((out["finding"].shape[1],) * 2, int)
     np.add.at(confusion, (findings, out["finding"].argmax(1)), 1)
     rmse = lambda drawn: float(np.sqrt(np.mean((drawn - images.astype("float32")) ** 2)))
