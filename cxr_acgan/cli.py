@@ -9,7 +9,9 @@ __all__ = ['NOTEBOOKS', 'RUN_PROFILES', 'find_checkout', 'find_notebooks', 'note
 # %% ../nbs/foundations/cli.ipynb #2a945961
 import ast
 import contextlib
+import importlib
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -400,7 +402,7 @@ def data_command(
 # %% ../nbs/foundations/cli.ipynb #3bc11427
 @app.command('train')
 def train_command(
-    experiment: Annotated[str, typer.Argument(help='singh or srm.')],
+    experiment: Annotated[str, typer.Argument(help='For instance singh, srm or vgg16_singh; an unknown one lists them all.')],
     profile: Annotated[str, typer.Option(help='smoke, cpu or paper.')] = 'cpu',
     dataset: Annotated[Optional[str], typer.Option(help='phantom for smoke, kermany otherwise.', show_default=False)] = None,
     seed: Annotated[int, typer.Option(help='Seed of everything that is drawn.')] = 0,
@@ -410,15 +412,15 @@ def train_command(
     "Train an experiment and write its record. A killed training goes on from its last backup; a finished one whose weights are missing gets them again."
     dataset = _check_run(profile, dataset or ('phantom' if profile == 'smoke' else 'kermany'), seed)
     out = _writable(out)
-    _check_experiment(experiment, profile)
+    train = _trainer(experiment, profile)
     record = out / experiment / f'{profile}-seed{seed}'
     weights = out.parent / 'runs' / experiment / record.name
     done = (record / 'run.json').is_file() and profile != 'smoke'
-    if not done or overwrite or not (weights / 'generator.keras').is_file():
-        from cxr_acgan.acgan import train_acgan
+    if not done or overwrite or not any(weights.glob('*.keras')):
         again = weights.parent.parent / 'again' / f'{experiment}-{record.name}' # a fixed name: a killed training goes on
         fresh = again / 'results' if done else out
-        train_acgan(experiment=experiment, profile=profile, dataset=dataset, seed=seed, out=fresh, verbose=1)
+        generators = {'generators': out} if 'generators' in inspect.signature(train).parameters else {}
+        train(experiment=experiment, profile=profile, dataset=dataset, seed=seed, out=fresh, verbose=1, **generators)
         if done:
             _move_folder(again / 'runs' / experiment / record.name, weights)
             if overwrite: _move_folder(fresh / experiment / record.name, record)
@@ -446,11 +448,16 @@ def _quiet():
         os.close(nothing)
 
 
-def _check_experiment(experiment, profile):
-    "ValueError when no model has such an experiment and profile."
-    with _quiet(): from cxr_acgan.acgan import PROFILES
-    if experiment not in PROFILES: raise ValueError(f'unknown experiment {experiment!r}: use {", ".join(PROFILES)}')
-    if profile not in PROFILES[experiment]: raise ValueError(f'{experiment} has no profile {profile!r}: use {", ".join(PROFILES[experiment])}')
+TRAINERS = {'acgan': 'train_acgan', 'vgg16_eval': 'train_vgg16'} # module: its function that trains an experiment
+
+def _trainer(experiment, profile):
+    "The function that trains an experiment; ValueError when there is no such experiment or profile."
+    with _quiet(): modules = {importlib.import_module(f'cxr_acgan.{name}'): function for name, function in TRAINERS.items()}
+    known = {name: (module, profiles) for module in modules for name, profiles in module.PROFILES.items()}
+    if experiment not in known: raise ValueError(f'unknown experiment {experiment!r}: use {", ".join(known)}')
+    module, profiles = known[experiment]
+    if profile not in profiles: raise ValueError(f'{experiment} has no profile {profile!r}: use {", ".join(profiles)}')
+    return getattr(module, modules[module])
 
 # %% ../nbs/foundations/cli.ipynb #3a908094
 @app.command('sample')
@@ -467,13 +474,41 @@ def sample_command(
     if seed < 0: raise ValueError(f'seed {seed}: must be a whole number >= 0')
     if out.suffix.lower() != '.png': raise ValueError(f'{out}: the sheet is a PNG file; give a name that ends in .png')
     _writable(out.resolve().parent)
-    _check_experiment(experiment, profile)
+    _trainer(experiment, profile)
     import cv2
     from cxr_acgan.acgan import sample_acgan
     from cxr_acgan.results import image_sheet
     images, labels = sample_acgan(experiment, profile, seed, n, out=results.resolve())
     _write_atomic(out, cv2.imencode('.png', image_sheet(images))[1].tobytes())
     print(f'{len(images)} images: {out}')
+
+# %% ../nbs/foundations/cli.ipynb #dc9b2a90
+@app.command('evaluate')
+def evaluate_command(
+    experiment: Annotated[str, typer.Argument(help='A trained generator: singh, srm ...; or real, the baseline.')],
+    profile: Annotated[str, typer.Option(help='Profile of the run whose weights are used.')] = 'cpu',
+    dataset: Annotated[Optional[str], typer.Option(help='What it was trained on: phantom for smoke, kermany otherwise.', show_default=False)] = None,
+    seed: Annotated[int, typer.Option(help='Seed of that run.')] = 0,
+    n: Annotated[int, typer.Option('-n', help='Generated images.')] = 6000,
+    space: Annotated[str, typer.Option(help='Feature space: cxr or inception.')] = 'cxr',
+    out: Annotated[Path, typer.Option(help='Folder of the records; weights lie in runs/ beside it.')] = Path('results'),
+):
+    "Measure a generator's images: distances to real ones, precision, recall, coverage, diversity, copies of training images."
+    dataset = _check_run(profile, dataset or ('phantom' if profile == 'smoke' else 'kermany'), seed)
+    if n < 1: raise ValueError(f'n {n}: must be at least 1')
+    if space not in ('cxr', 'inception'): raise ValueError(f'unknown space {space!r}: use cxr, inception')
+    out = _writable(out)
+    if experiment != 'real': _trainer(experiment, profile)
+    from cxr_acgan.vgg16_eval import measure_images
+    record = measure_images(experiment, profile, dataset, seed, out, n, space)
+    name = 'FD-CXR' if space == 'cxr' else 'FID'
+    for key, found in record.metrics.items():
+        if key in ('train', 'half', 'test'):
+            print(f'{key:>6}  {name} {found["frechet_distance"]:.3f}  precision {found["precision"]:.3f}  recall {found["recall"]:.3f}  '
+                  f'coverage {found["coverage"]:.3f}  MS-SSIM {found["ms_ssim"]["mean"]:.3f}  n {found["n"]} against {found["n_reference"]}')
+    copies = record.metrics.get('memorisation')
+    if copies: print(f'copies  {copies["flagged"]} of {copies["n"]} images')
+    print(record.path)
 
 # %% ../nbs/foundations/cli.ipynb #eaed4f65
 @app.command('site')

@@ -52,18 +52,24 @@ def fails(capsys, *argv):
     (['data', 'phantom', '--split', 'dev'], 'dev'),
     (['data', 'phantom', '--image-size', '0'], '0'),
     (['site', '--out', '/dev/null/site'], '/dev/null is a file; give a folder'),
-    (['evaluate'], "No such command 'evaluate'"),
+    (['evaluate', 'singh', '-n', '0'], 'n 0: must be at least 1'),
+    (['evaluate', 'singh', '--space', 'vgg'], "unknown space 'vgg': use cxr, inception"),
+    (['evaluate', 'singh', '--dataset', 'mnist'], "unknown dataset 'mnist'"),
+    (['diffuse'], "No such command 'diffuse'"),
 ])
 def test_bad_input(argv, message, capsys):
     assert message in fails(capsys, *argv)
 
 
 @pytest.mark.parametrize('argv, message', [
-    (['train', 'nope', '--profile', 'smoke'], "unknown experiment 'nope': use singh, srm"),
-    (['sample', 'nope'], "unknown experiment 'nope': use singh, srm"),
+    (['train', 'nope', '--profile', 'smoke'], "unknown experiment 'nope': use singh, "),
+    (['sample', 'nope'], "unknown experiment 'nope': use singh, "),
+    (['evaluate', 'nope'], "unknown experiment 'nope': use singh, "),
+    (['train', 'vgg16_singh', '--profile', 'smoke'], '`cxr-acgan train singh --profile smoke --seed 0`'),
+    (['evaluate', 'singh', '--profile', 'smoke'], '`cxr-acgan train singh --profile smoke --seed 0`'),
     (['sample', 'singh'], '`cxr-acgan train singh --profile cpu --seed 0`'),
 ])
-def test_bad_experiment(argv, message, capsys):
+def test_bad_experiment(argv, message, capsys, empty_folder):
     pytest.importorskip('cxr_acgan.acgan')
     assert message in fails(capsys, *argv)
 
@@ -179,3 +185,6 @@ def test_train_and_sample(capsys, empty_folder):
     import cv2
     sheet = cv2.imread('sheets/four.png', cv2.IMREAD_GRAYSCALE)
     assert sheet is not None and sheet.shape[0] >= 64 and sheet.shape[1] >= 4 * 64
+    assert cli.main(['evaluate', 'singh', '--profile', 'smoke', '-n', '40']) == 0
+    shown = capsys.readouterr().out
+    assert 'half  FD-CXR' in shown and (empty_folder / 'results' / 'quality_singh' / 'smoke-seed0' / 'run.json').is_file()
