@@ -96,7 +96,7 @@ def _child_env(root):
     return {**os.environ, 'PYTHONPATH': path, 'TF_CPP_MIN_LOG_LEVEL': '3', 'PYDEVD_DISABLE_FILE_VALIDATION': '1'}
 
 
-_LOG_LINE = re.compile(r'(WARNING: All log messages before absl|.*TqdmWarning: IProgress not found|  from \.autonotebook import tqdm|[IWEF]\d{4} \d\d:\d\d:|\d{4}-\d\d-\d\d .*: [IWEF] (tensorflow|external)/).*\n?')
+_LOG_LINE = re.compile(r'(WARNING: All log messages before absl|WARNING:tensorflow:\d+ out of the last|.*TqdmWarning: IProgress not found|  from \.autonotebook import tqdm|[IWEF]\d{4} \d\d:\d\d:|\d{4}-\d\d-\d\d .*: [IWEF] (tensorflow|external)/).*\n?')
 
 def _drop_log_lines(path):
     "Take what libraries log on loading (TensorFlow's C++ part, tqdm without widgets) out of an executed copy's outputs."

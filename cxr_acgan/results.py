@@ -366,7 +366,8 @@ def provenance(runs):
     return (f"{first.experiment}, profile {first.profile}"
             + (f", {', '.join(map(str, updates))} updates" if updates else "")
             + f", seed{'s' if len(runs) > 1 else ''} {', '.join(str(r.seed) for r in runs)}"
-            + (f", n = {first.dataset['n']} training images" if first.dataset.get("n") else "")
+            + (f", {first.settings['images']:,} images of {first.settings['generator']}" if first.settings.get("generator")
+               and first.settings.get("images") else f", n = {first.dataset['n']} training images" if first.dataset.get("n") else "")
             + f"; {sum(r.wall_s for r in runs) / len(runs) / 60:.0f} min a run on {first.environment.get('device', '?')}"
             + f", commit {', '.join(dict.fromkeys(r.environment.get('commit') or '?' for r in runs))}.")
 

@@ -238,7 +238,7 @@ def train_on_real(train, real, settings=PAPER, seed=0, folder=None, verbose=0):
                                     seed, folder, verbose)
     return SyntheticTraining(model, history, *_tested(model, _named(real)), (train.images[:64], train.labels[:64]))
 
-# %% ../nbs/04_vgg16_eval.ipynb #12671ad7
+# %% ../nbs/04_vgg16_eval.ipynb #fb015d0d
 def train_vgg16(experiment="vgg16_singh",  # see `PROFILES`
                 profile="smoke",   # 'smoke', 'cpu' or 'paper'
                 dataset="phantom", # a name or folder that `load_cxr` knows
@@ -272,9 +272,10 @@ def _finish(done, sets, record, folder, root):
     "Weights to `folder`, numbers and a sheet to the record."
     losses = record.history["val_loss"]
     record.wall_s = float(record.history["seconds"].sum())
-    small = {name: np.round(p.squeeze().astype(float), 4) for name, p in done.probabilities.items() if len(p) <= 1000}
+    small = {name: {"label": sets[name].labels, "patient": np.unique(_groups(sets[name]), return_inverse=True)[1],
+                    "probability": np.round(p.squeeze().astype(float), 4)} for name, p in done.probabilities.items() if len(p) <= 1000}
     record.metrics = {"epochs": len(losses), "best_epoch": best_epoch(losses, record.settings["patience"])[0],
-                      "scores": done.scores, "probabilities": small,
+                      "scores": done.scores, "predictions": small,
                       "sets": {name: tested.describe() for name, tested in sets.items()}, "sheet_labels": done.sheet[1]}
     done.classifier.save(folder / "classifier.keras")
     record.write(root, {"synthetic.png": image_sheet(done.sheet[0])})
