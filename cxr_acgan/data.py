@@ -741,19 +741,20 @@ def split_by_patient(
     f = np.array([1 - fractions, fractions] if single else fractions, float)
     if f.size == 0 or not ((f > 0) & (f <= 1)).all() or f.sum() > 1 + 1e-9 or single and f.min() <= 0:
         raise ValueError(f'fractions {fractions}: must be above 0 and add up to at most 1')
-    f = np.append(f, max(0, 1 - f.sum())) # what is left belongs to no part
+    named, f = len(f), np.append(f, 1 - f.sum()) if f.sum() < 1 - 1e-9 else f # what is left belongs to no part
     unknown = sum(p == '' for p in dataset.patients)
     if unknown: warnings.warn(f'{dataset.name}: {unknown} of {len(dataset)} images name no patient; each counts as its own', stacklevel=2)
     _, who = np.unique([p or f'\0{i}' for i, p in enumerate(dataset.patients)], return_inverse=True)
     counts = np.zeros((who.max() + 1, dataset.num_classes))
     np.add.at(counts, (who, dataset.labels), 1)
-    lacks = f[:, None] * counts.sum(0)
+    targets = f[:, None] * np.maximum(counts.sum(0), 1)
+    lacks = targets.copy()
     order = np.random.default_rng(seed).permutation(len(counts))
     part = np.empty(len(counts), int)
     for p in order[np.argsort(-counts[order].sum(1), kind='stable')]:
-        part[p] = ((lacks / np.maximum(counts.sum(0), 1)) @ counts[p]).argmax()
+        part[p] = ((lacks / targets) @ counts[p]).argmax() # what lacks most of its own share: patients of all sizes in each part
         lacks[part[p]] -= counts[p]
-    parts = [dataset.subset(part[who] == k) for k in range(len(f) - 1)]
+    parts = [dataset.subset(part[who] == k) for k in range(named)]
     parts = [replace(d, split=f'{dataset.split} {k + 1}/{len(parts)}') for k, d in enumerate(parts)]
     for d in parts:
         missing = [c for c, m in d.class_counts().items() if not m and dataset.class_counts()[c]]

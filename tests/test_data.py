@@ -597,6 +597,8 @@ def test_split_by_patient(labels, fractions):
         for c, k in part.class_counts().items(): assert abs(k / ds.class_counts()[c] - wanted[i]) < 0.04
         for other in parts[i + 1:]: assert not set(part.patients) & set(other.patients) and not set(part.file_names) & set(other.file_names)
     assert sum(map(len, parts)) == len(ds) or sum(wanted) < 1
+    sizes = [len(part) / len(set(part.patients)) for part in parts]      # patients with many images and with few, in each part alike
+    assert max(sizes) / min(sizes) < 1.1
     assert [p.file_names for p in split_by_patient(ds, fractions, seed=3)] == [p.file_names for p in parts]
     assert [p.file_names for p in split_by_patient(ds, fractions, seed=4)] != [p.file_names for p in parts]
 
