@@ -1,0 +1,129 @@
+"The VGG16 on synthetic images: what is trained, resumed, tested and refused."
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+keras = pytest.importorskip('keras')
+from cxr_acgan import vgg16_eval as v  # noqa: E402
+from cxr_acgan.data import load_cxr  # noqa: E402
+from cxr_acgan.metrics import scores_from_confusion  # noqa: E402
+from cxr_acgan.results import RunRecord, runs_folder  # noqa: E402
+
+TINY = replace(v.PAPER, images=40, image_size=32, epochs=2, batch_size=16)
+
+
+def toy_generator(num_classes=2, size=32):
+    "A picture whose brightness is its class, with a little noise."
+    noise, labels = keras.Input((4,)), keras.Input((num_classes,))
+    levels = keras.layers.Dense(1, use_bias=False, kernel_initializer=lambda shape, dtype=None: np.linspace(0.2, 0.8, num_classes)[:, None])(labels)
+    x = levels + 0.02 * noise[:, :1]
+    return keras.Model([noise, labels], keras.layers.Reshape((size, size, 1))(keras.layers.RepeatVector(size * size)(x)))
+
+
+def test_labels_choose_the_images():
+    images, labels = v.labelled_images(toy_generator(3), 300, seed=0, shares=(0.5, 0.3, 0.2))
+    assert images.dtype == np.uint8 and images.shape == (300, 32, 32, 1)
+    means = [images[labels == k].mean() for k in range(3)]
+    assert np.allclose(means, np.array([0.2, 0.5, 0.8]) * 255, atol=3)
+    again, same = v.labelled_images(toy_generator(3), 300, seed=0, shares=(0.5, 0.3, 0.2))
+    assert np.array_equal(images, again) and np.array_equal(labels, same)
+    assert not np.array_equal(images, v.labelled_images(toy_generator(3), 300, seed=1, shares=(0.5, 0.3, 0.2))[0])
+
+
+def test_synthetic_training_learns_a_clear_task():
+    "Bright against dark: trained on generated pictures, right on real ones of the same kind."
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 30)
+    images = (np.array([51, 204])[labels][:, None, None, None] + rng.normal(0, 3, (60, 32, 32, 1))).astype('uint8')
+    real = replace(load_cxr('phantom', 'test', 32, n=60, progress=False), images=images, labels=labels, fingerprint='')
+    done = v.train_on_synthetic(toy_generator(), real, replace(TINY, images=160, epochs=6, learning_rate=1e-3), seed=1)
+    assert done.scores['phantom test']['auc']['value'] > 0.95
+    assert done.sheet[0].shape == (64, 32, 32, 1) and len(done.sheet[1]) == 64
+
+
+def test_resumed_in_the_middle(tmp_path, monkeypatch):
+    "Killed while an epoch is being saved, at each of the three files: the resumed run is the whole one."
+    rng = np.random.default_rng(0)
+    part = lambda n: (rng.integers(0, 256, (n, 32, 32, 1), dtype=np.uint8), rng.integers(0, 2, n))
+    train, validation = part(32), part(16)
+    whole = v.fit_classifier(train, validation, TINY)[0].get_weights()
+    save = v._save
+    for name in ('epochs.json', 'best.weights.h5', 'last.keras'):
+        folder = tmp_path / name
+        folder.mkdir()
+        def dies(write, path, suffix, name=name):
+            if path.name == name: raise KeyboardInterrupt
+            save(write, path, suffix)
+        monkeypatch.setattr(v, '_save', dies)
+        with pytest.raises(KeyboardInterrupt): v.fit_classifier(train, validation, TINY, folder=folder)
+        monkeypatch.setattr(v, '_save', save)
+        model, history = v.fit_classifier(train, validation, TINY, folder=folder)
+        assert history.epoch.tolist() == [0, 1]
+        assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(whole, model.get_weights()))
+
+
+def test_best_weights_are_put_back():
+    rng = np.random.default_rng(0)
+    train = rng.integers(0, 256, (48, 32, 32, 1), dtype=np.uint8), np.arange(48) % 2
+    wrong = train[0], 1 - train[1]                              # the better it learns, the worse it gets
+    settings = replace(TINY, epochs=8, learning_rate=1e-3)
+    model, history = v.fit_classifier(train, wrong, settings)
+    best, stopped = v.best_epoch(history.val_loss, settings.patience)
+    assert stopped == (len(history) < 8) and len(history) <= max(best + 3, 1)
+    model.compile(loss='binary_crossentropy')
+    assert np.isclose(model.evaluate(*wrong, verbose=0), history.val_loss[best], rtol=1e-3)
+
+
+def test_record_and_smoke(tmp_path):
+    record = v.train_vgg16('vgg16_real', 'smoke', 'phantom', 0, tmp_path / 'results')
+    read = RunRecord.read(record.path)
+    assert set(read.metrics['scores']) == {'train', 'test'} == set(read.metrics['predictions'])
+    found, predicted = read.metrics['scores']['test'], read.metrics['predictions']['test']
+    assert np.mean((np.array(predicted['probability']) >= 0.5) == predicted['label']) == pytest.approx(found['accuracy']['value'])
+    assert len(set(predicted['patient'])) == read.metrics['sets']['test']['patients']
+    assert scores_from_confusion(found['confusion'])['recall'] == found['recall']['value']
+    assert sorted(p.name for p in runs_folder('vgg16_real', 'smoke', 0, tmp_path / 'results').iterdir()) == ['classifier.keras', 'training.json']
+    assert json.loads((record.path / 'run.json').read_text())['settings']['generator'] == ''
+
+
+@pytest.mark.parametrize('call, message', [
+    (lambda out: v.vgg16_classifier(16), 'image_size must be at least 32'),
+    (lambda out: v.vgg16_classifier(num_classes=1), 'num_classes at least 2'),
+    (lambda out: v.best_epoch([0.5, float('nan')], 2), 'diverged'),
+    (lambda out: v.best_epoch([], 2), 'at least one'),
+    (lambda out: v.labelled_images(toy_generator(), 0), 'n must be at least 1'),
+    (lambda out: v.labelled_images(toy_generator(), 4, shares=(0.5, 0.6)), 'add up to 1'),
+    (lambda out: v.train_on_synthetic(toy_generator(3), load_cxr('phantom', 'test', 32, n=6, progress=False), TINY), '2 classes at 32 px'),
+    (lambda out: v.train_vgg16('vgg19', 'smoke', out=out), "unknown experiment 'vgg19'"),
+    (lambda out: v.train_vgg16('vgg16_real', 'quick', out=out), "unknown profile 'quick'"),
+    (lambda out: v.train_vgg16('vgg16_real', 'smoke', seed=-1, out=out), 'seed'),
+    (lambda out: v.train_vgg16('vgg16_singh', 'smoke', out=out), 'cxr-acgan train singh --profile smoke --seed 0'),
+    (lambda out: v.measure_images('singh', 'cpu', 'phantom', 0, out), 'cxr-acgan train singh --profile cpu --seed 0'),
+    (lambda out: v.measure_images('real', 'smoke', 'nowhere', 0, out), 'nowhere'),
+])
+def test_bad_input(call, message, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError)) as caught: call(tmp_path / 'results')
+    assert message in str(caught.value) and '\n' not in str(caught.value)
+    assert not (tmp_path / 'results').exists()
+
+
+def test_adults_are_no_kermany_children(cxr_data):
+    if not (cxr_data / 'covidx').is_dir(): pytest.skip('no covidx in $CXR_DATA')
+    with pytest.warns(UserWarning, match='confounded'): adults = v.adult_cxr(64, progress=False, download=False)
+    assert set(adults.sources) == set(v.ADULTS) and len(adults) == 12_592
+    assert adults.class_counts() == {'NORMAL': 8_891, 'PNEUMONIA or COVID-19': 3_701}
+    train = load_cxr('kermany', 'train', 64, progress=False)
+    assert not (set(adults.patients) & set(train.patients)) - {''}
+
+
+def test_generators_quality_against_a_known_one(tmp_path):
+    "Real images as 'generated' ones score as real; blurred and few ones do not."
+    data = load_cxr('phantom', 'train', 64, n=400, progress=False)
+    half, other = np.arange(400) % 2 == 0, np.arange(400) % 2 == 1
+    reference = data.subset(other)
+    good = v.image_quality(data.images[half], data.labels[half], reference)
+    few = v.image_quality(np.repeat(data.images[half][::20], 20, axis=0), np.repeat(data.labels[half][::20], 20), reference)
+    assert few['frechet_distance'] > 2 * good['frechet_distance'] and few['recall'] < 0.5 * good['recall']
+    assert few['ms_ssim']['mean'] > good['ms_ssim']['mean'] and good['n'] == few['n'] == 200
