@@ -1,0 +1,329 @@
+"""The DCGAN: the same as PyTorch's example and on three backends, resumed runs, and measures that see what was planted."""
+import importlib.util
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import cv2
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from cxr_acgan import dcgan
+from cxr_acgan.data import load_cxr
+from cxr_acgan.results import RunRecord, record_images
+
+TINY = replace(dcgan.NOORI, image_size=16, width=4, images=24, updates=6, batch_size=4, learning_rate=0.01, log_every=2,
+               sample_updates=(0, 4, 6), samples=12, history_every=2, checkpoint_every=2)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setitem(dcgan.PROFILES, "noori", {"cpu": TINY})
+    monkeypatch.setitem(dcgan.PROFILES, "noori_pneumonia", {"cpu": replace(TINY, classes=("PNEUMONIA",), sheets=False)})
+
+
+def small_gan(width=4, image_size=16, seed=0):
+    return dcgan.build_dcgan(replace(TINY, width=width, image_size=image_size, learning_rate=1e-3), seed)
+
+
+@pytest.mark.parametrize("size", [4, 48, 0])
+def test_size_that_does_not_fit(size):
+    for network in (dcgan.dcgan_generator, dcgan.dcgan_discriminator):
+        with pytest.raises(ValueError, match=f"power of two of at least 8, got {size}"):
+            network(image_size=size)
+
+
+def test_other_sizes_double_the_channels():
+    assert dcgan.dcgan_generator(image_size=8, width=2).output_shape == (None, 8, 8, 3)
+    kernels = [w.shape for w in dcgan.dcgan_discriminator(image_size=128, width=2).weights if len(w.shape) == 4]
+    assert [k[-1] for k in kernels] == [2, 4, 8, 16, 32, 1] and all(k[:2] == (4, 4) for k in kernels)
+
+
+def torch_twin(gan, width):
+    "PyTorch's DCGAN example at 16 pixels with the same weights: generator, discriminator."
+    from torch import nn, from_numpy
+    w = width
+    generator = nn.Sequential(nn.ConvTranspose2d(100, 2 * w, 4, 1, 0, bias=False), nn.BatchNorm2d(2 * w), nn.ReLU(True),
+                              nn.ConvTranspose2d(2 * w, w, 4, 2, 1, bias=False), nn.BatchNorm2d(w), nn.ReLU(True),
+                              nn.ConvTranspose2d(w, 3, 4, 2, 1, bias=False), nn.Tanh())
+    discriminator = nn.Sequential(nn.Conv2d(3, w, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, True),
+                                  nn.Conv2d(w, 2 * w, 4, 2, 1, bias=False), nn.BatchNorm2d(2 * w), nn.LeakyReLU(0.2, True),
+                                  nn.Conv2d(2 * w, 1, 4, 1, 0, bias=False), nn.Sigmoid())
+    for ours, theirs in ((gan.generator, generator), (gan.discriminator, discriminator)):
+        values = [v.numpy() for v in ours.trainable_variables]
+        parameters = list(theirs.parameters())
+        assert len(values) == len(parameters)
+        for value, parameter in zip(values, parameters):
+            parameter.data = from_numpy(value.transpose(3, 2, 0, 1).copy() if value.ndim == 4 else value.copy())
+    return generator, discriminator
+
+
+def torch_update(generator, discriminator, optimizers, real, noise):
+    "One turn of the example's loop: Loss_D, Loss_G, D(x), D(G(z)) before and after."
+    import torch
+    criterion = torch.nn.BCELoss()
+    ones, zeros = torch.ones(len(real)), torch.zeros(len(real))
+    discriminator.zero_grad()
+    output = discriminator(real).view(-1)
+    loss_real, d_x = criterion(output, ones), output.mean().item()
+    loss_real.backward()
+    fake = generator(noise)
+    output = discriminator(fake.detach()).view(-1)
+    loss_fake, before = criterion(output, zeros), output.mean().item()
+    loss_fake.backward()
+    optimizers[0].step()
+    generator.zero_grad()
+    output = discriminator(fake).view(-1)
+    loss_g = criterion(output, ones)
+    loss_g.backward()
+    optimizers[1].step()
+    return {"d_loss": (loss_real + loss_fake).item(), "g_loss": loss_g.item(), "d_real": d_x, "d_fake_before": before,
+            "d_fake_after": output.mean().item()}
+
+
+def test_three_updates_as_in_pytorch(monkeypatch):
+    torch = pytest.importorskip("torch")
+    gan, rng = small_gan(width=8), np.random.default_rng(0)
+    generator, discriminator = torch_twin(gan, 8)
+    optimizers = [torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.55, 0.999)) for net in (discriminator, generator)]
+    for update in range(3):
+        real, noise = rng.uniform(-1, 1, (16, 16, 16, 3)).astype("float32"), rng.normal(size=(16, 100)).astype("float32")
+        monkeypatch.setattr(gan, "draw", lambda: {"real": real, "noise": noise})
+        ours = {k: float(v) for k, v in gan._update(np.int32([0])).items()}
+        theirs = torch_update(generator, discriminator, optimizers, torch.from_numpy(real.transpose(0, 3, 1, 2).copy()),
+                              torch.from_numpy(noise[:, :, None, None]))
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert ours[name] == pytest.approx(value, rel=2e-3, abs=2e-4), (update, name)
+    for network, twin in ((gan.generator, generator), (gan.discriminator, discriminator)):
+        norms = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
+        twins = [layer for layer in twin if isinstance(layer, torch.nn.BatchNorm2d)]
+        assert len(norms) == len(twins) > 0
+        for norm, other in zip(norms, twins):
+            scale = np.sqrt(other.running_var.numpy()).mean()
+            np.testing.assert_allclose(norm.moving_mean.numpy(), other.running_mean.numpy(), atol=5e-3 * scale)
+            np.testing.assert_allclose(norm.moving_variance.numpy(), other.running_var.numpy(), rtol=0.03)  # theirs: n - 1
+
+
+STEP = """
+import sys, os
+if os.environ["KERAS_BACKEND"] != "tensorflow": sys.modules["tensorflow"] = None
+import keras, numpy as np
+from dataclasses import replace
+from cxr_acgan.dcgan import NOORI, build_dcgan
+gan = build_dcgan(replace(NOORI, image_size=16, width=4), 0)
+rng = np.random.default_rng(0)
+for network in (gan.generator, gan.discriminator):
+    network.set_weights([np.abs(v) + 0.5 if v.ndim == 1 else v for v in (rng.normal(0, 0.1, w.shape).astype("float32") for w in network.get_weights())])
+batch = {"real": rng.uniform(-1, 1, (8, 16, 16, 3)), "noise": rng.normal(size=(8, 100))}
+batch, found = {k: keras.ops.convert_to_tensor(v.astype("float32")) for k, v in batch.items()}, {}
+for losses, network in ((gan.d_losses, gan.discriminator), (gan.g_losses, gan.generator)):
+    values, gradients = gan._value_and_grad(lambda: losses(batch), network)
+    found |= values | {f"{network.name}-{i}": g for i, g in enumerate(gradients)}
+found |= {f"average-{i}": w for i, w in enumerate(gan.generator.non_trainable_variables + gan.discriminator.non_trainable_variables)}
+found = {k: keras.ops.convert_to_numpy(v) for k, v in found.items()}
+images = rng.integers(0, 256, (8, 16, 16, 1), dtype="uint8")
+history = gan.fit(images, batch_size=4, steps_per_epoch=2, epochs=2, verbose=0).history
+assert set(history) == set(gan.log_names) and np.isfinite(list(history.values())).all() and gan.updates_done == 4
+np.savez(sys.argv[1], **found)
+"""
+
+
+def step(backend, folder):
+    out = folder / f"{backend}.npz"
+    env = os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"}
+    run = subprocess.run([sys.executable, "-c", STEP, str(out)], env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    with np.load(out) as found:
+        return dict(found)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    return step("tensorflow", tmp_path_factory.mktemp("tensorflow"))
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_same_losses_gradients_and_averages(backend, reference, tmp_path):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    found = step(backend, tmp_path)
+    assert found.keys() == reference.keys() and {"d_loss", "d_real", "d_fake_after", "average-0"} <= found.keys()
+    for name, value in reference.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-4 * max(1.0, np.abs(value).max()), err_msg=name)
+    assert max(np.abs(v).max() for k, v in reference.items() if k.startswith("generator")) > 1e-3
+
+
+def test_metrics_are_not_trained_on():
+    "The gradients of D are those of its loss alone, not of loss and D(x) and D(G(z)) added up."
+    gan, other = small_gan(), small_gan()
+    batch = {"real": np.random.default_rng(0).uniform(-1, 1, (4, 16, 16, 3)).astype("float32"), "noise": dcgan.normal_noise(4)}
+    other.d_losses = lambda b: {"d_loss": type(other).d_losses(other, b)["d_loss"]}
+    first, second = (g._value_and_grad(lambda: g.d_losses(batch), g.discriminator)[1] for g in (gan, other))
+    assert max(np.abs(a).max() for a in first) > 1e-4
+    assert all(np.allclose(a, b, atol=1e-7) for a, b in zip(first, second))
+
+
+def test_cut_off_and_resumed(tiny, tmp_path, monkeypatch):
+    whole = dcgan.train_dcgan("noori", "cpu", "phantom", 3, tmp_path / "whole" / "results")
+    drawn = dcgan.generate_images
+
+    def cut_at_update_4(*args):
+        if (tmp_path / "cut" / "runs" / "noori" / "cpu-seed3" / "samples-0.npy").exists():
+            raise KeyboardInterrupt
+        return drawn(*args)
+
+    monkeypatch.setattr(dcgan, "generate_images", cut_at_update_4)
+    with pytest.raises(KeyboardInterrupt):
+        dcgan.train_dcgan("noori", "cpu", "phantom", 3, tmp_path / "cut" / "results")
+    assert not (tmp_path / "cut" / "results" / "noori").exists() and keras.config.dtype_policy().name == "float32"
+    monkeypatch.setattr(dcgan, "generate_images", drawn)
+    resumed = dcgan.train_dcgan("noori", "cpu", "phantom", 3, tmp_path / "cut" / "results")
+    pd.testing.assert_frame_equal(whole.history, resumed.history)
+    assert whole.metrics["logged"] == resumed.metrics["logged"] and [r["update"] for r in whole.metrics["logged"]] == [0, 2, 4, 5]
+    for network in ("generator", "discriminator"):
+        a, b = (keras.saving.load_model(tmp_path / f / "runs/noori/cpu-seed3" / f"{network}.keras").get_weights() for f in ("whole", "cut"))
+        assert all(np.allclose(x, y, atol=1e-5) for x, y in zip(a, b)), f"{network} differs after resuming"
+    assert whole.metrics["discriminator"] == resumed.metrics["discriminator"]
+
+
+def test_record(tiny, tmp_path):
+    record = dcgan.train_dcgan("noori", "cpu", "phantom", 0, tmp_path / "results")
+    read = RunRecord.read(record.path)
+    assert list(read.history) == ["update", "d_loss", "g_loss", "d_real", "d_fake_before", "d_fake_after"]
+    assert read.history["update"].tolist() == [0, 2, 4] and read.metrics["printed_fit"]["n"] == 4
+    samples = {u: np.load(tmp_path / "runs/noori/cpu-seed0" / f"samples-{u}.npy") for u in TINY.sample_updates}
+    assert all(s.shape == (12, 16, 16, 1) and s.dtype == np.uint8 for s in samples.values())
+    strip = record_images(read)
+    assert len(strip) == 24 and np.abs(strip[-8:].astype(int) - samples[6][:8, ..., 0]).max() < 4  # kept at 64 gray levels
+    train = load_cxr("phantom", "train", 16, n=24)
+    real = record_images(read, "real.png").astype(int)
+    assert all(np.abs(train.images[..., 0].astype(int) - image).max((1, 2)).min() < 4 for image in real[:24])
+    assert len(record_images(read, "interpolation.png")) == 40
+    before = (record.path / "metrics.json").read_bytes()
+    again = dcgan.train_dcgan("noori", "cpu", "kermany that is not there", 0, tmp_path / "results")  # not even loaded
+    assert again.metrics == read.metrics and (record.path / "metrics.json").read_bytes() == before
+
+
+def test_one_class(tiny, tmp_path):
+    record = dcgan.train_dcgan("noori_pneumonia", "cpu", "phantom", 0, tmp_path / "results")
+    assert record.dataset["class_counts"] == {"NORMAL": 0, "PNEUMONIA": 12}
+    assert not (record.path / "generated.png").exists()
+    folder = tmp_path / "two"
+    for split in ("train", "test"):
+        for name in ("covid", "healthy"):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(12):
+                cv2.imwrite(str(folder / split / name / f"{i}.png"), np.full((16, 16), 9 * i, "uint8"))
+    with pytest.raises(ValueError, match="two has no class PNEUMONIA: its classes are covid, healthy"):
+        dcgan.train_dcgan("noori_pneumonia", "cpu", str(folder), 1, tmp_path / "results")
+
+
+@pytest.mark.parametrize("given, message", [
+    (dict(experiment="nori"), "unknown experiment 'nori': choose one of noori, noori_lr2e-4_beta0.5"),
+    (dict(profile="huge"), "unknown profile 'huge'"), (dict(seed=-1), "seed must be an integer of at least 0, got -1"),
+    (dict(dataset="mnist"), "unknown dataset 'mnist'")])
+def test_bad_input(given, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        dcgan.train_dcgan(**given, out=tmp_path / "results")
+    assert not list(tmp_path.iterdir())
+
+
+def judge_by_brightness(gain):
+    "A DCGAN whose fakes are black and whose D takes the bright for real (gain > 0), for fake (< 0), or cannot tell (0)."
+    layers = keras.layers
+    generator = keras.Sequential([keras.Input((4,)), layers.Dense(192, kernel_initializer="zeros", bias_initializer=keras.initializers.Constant(-9)),
+                                  layers.Activation("tanh"), layers.Reshape((8, 8, 3))], name="generator")
+    images = keras.Input((8, 8, 3))
+    x = layers.Dense(1, kernel_initializer=keras.initializers.Constant(gain), bias_initializer=keras.initializers.Constant(96 * gain),
+                     name="logits")(layers.Flatten()(images))
+    return dcgan.DCGAN(generator, keras.Model(images, layers.Activation("sigmoid")(x), name="discriminator"), latent_dim=4)
+
+
+@pytest.mark.parametrize("gain, expected", [(1.0, 1.0), (-1.0, 0.0), (0.0, 0.5)])
+def test_discriminator_report(gain, expected):
+    rng = np.random.default_rng(0)
+    train, test = (load_cxr("phantom", split, 8, n=40).subset(range(n)) for split, n in (("train", 40), ("test", 30)))
+    for ds in (train, test):
+        ds.images[:] = rng.integers(160, 256, ds.images.shape)
+    report = dcgan.discriminator_report(judge_by_brightness(gain), train, test)
+    for mode in ("alone", "together"):
+        assert report[mode]["fake"]["n"] == report[mode]["test"]["n"] == report[mode]["train"]["n"] == 30
+        for name in ("train", "test"):
+            scores = report[mode]["scores"][name]
+            assert scores["accuracy"]["value"] == scores["auc"]["value"] == expected
+        assert report[mode]["test"]["called_real"] == (30 if gain > 0 else 0)
+
+
+def test_together_is_as_in_training_and_leaves_no_trace():
+    gan, images = small_gan(), np.random.default_rng(0).uniform(-1, 1, (10, 16, 16, 3)).astype("float32")
+    before = gan.discriminator.get_weights()
+    together = dcgan.probability_of_real(gan, images, together=True, batch_size=5)
+    assert all(np.array_equal(a, b) for a, b in zip(before, gan.discriminator.get_weights()))
+    first = dcgan.probability_of_real(gan, images[:5], together=True)
+    assert np.allclose(together[:5], first) and not np.allclose(together, dcgan.probability_of_real(gan, images), atol=1e-4)
+    assert together.mean() == pytest.approx((float(gan.judge(images[:5], True)[1]) + float(gan.judge(images[5:], True)[1])) / 2, abs=1e-5)
+
+
+def tiles(images):
+    return images.reshape(len(images), 8, 4, 8, 4).mean((2, 4)).reshape(len(images), 64)
+
+
+def test_quality_sees_what_was_planted(tmp_path):
+    train, test = load_cxr("phantom", "train", 32, n=160), load_cxr("phantom", "test", 32, n=80)
+    rng = np.random.default_rng(0)
+    copied = rng.permutation(160)[:40]
+    planted = {0: rng.integers(0, 256, (40, 32, 32, 1), dtype="uint8"), 10: load_cxr("phantom", "val", 32, n=40).images,
+               5: np.repeat(load_cxr("phantom", "val", 32, n=4).images, 10, axis=0), 20: train.images[copied]}
+    for update, images in planted.items():
+        np.save(tmp_path / f"samples-{update}.npy", images)
+    report = dcgan.quality_over_epochs(tmp_path, train, test, tiles, checked=20, controls=20, false_alarm_rate=0.05, subsets=2)
+    rows = {row["update"]: row for row in report["epochs"]}
+    assert list(rows) == [0, 5, 10, 20]
+    assert rows[20]["frechet_distance"] < rows[10]["frechet_distance"] < rows[0]["frechet_distance"]
+    assert rows[0]["kernel_distance"]["mean"] > 10 * abs(rows[10]["kernel_distance"]["mean"])
+    assert rows[0]["precision"] == 0 and rows[20]["precision"] == 1 and rows[5]["recall"] < rows[10]["recall"]
+    assert rows[5]["ms_ssim"]["mean"] > rows[10]["ms_ssim"]["high"]
+    assert rows[20]["copies"]["rate"] == 1 and rows[10]["copies"]["rate"] <= 0.25 and rows[20]["copies"]["n"] == 20
+    assert report["memorisation"]["flagged"] == 20  # of the last samples
+    closest = report["memorisation"]["closest"]
+    assert len(closest["train"]) == 10 and [copied[i] for i in closest["generated"]] == closest["train"]
+    assert report["real"]["test"]["n"] == 80 and 30 <= report["real"]["patients"]["n"] <= 50
+
+
+def test_measured_record(tiny, tmp_path):
+    with pytest.raises(FileNotFoundError, match="`cxr-acgan train noori --profile cpu --seed 0`"):
+        dcgan.measure_dcgan("noori", "cpu", "phantom", 0, tmp_path / "results")
+    with pytest.raises(FileNotFoundError, match="no samples in .*: train the run again"):
+        dcgan.quality_over_epochs(tmp_path, None, None)
+
+
+def test_noise_paths():
+    a, b = dcgan.normal_noise(2, 100, seed=1)
+    path = dcgan.interpolate_noise(3 * a, b, 9).astype("float64")
+    assert np.allclose(path[[0, -1]], [3 * a, b], atol=1e-5)
+    path = dcgan.interpolate_noise(a / np.linalg.norm(a), b / np.linalg.norm(b), 9).astype("float64")
+    angles = np.arccos((path[1:] * path[:-1]).sum(1))
+    assert np.allclose(np.linalg.norm(path, axis=1), 1, atol=1e-6) and np.allclose(angles, angles[0], atol=1e-4)
+    assert np.allclose(dcgan.interpolate_noise(a, 2 * a, 3)[1], 1.5 * a, atol=1e-5)  # no arc: the straight line
+    for wrong in (dict(b=0 * b), dict(b=b, steps=1)):
+        with pytest.raises(ValueError, match="need at least 2 steps between vectors that are not zero"):
+            dcgan.interpolate_noise(a, **wrong)
+    with pytest.raises(ValueError, match="seed must be an integer"):
+        dcgan.normal_noise(2, seed=-1)
+
+
+def test_printed_fit_looks_at_the_second_half():
+    losses = pd.DataFrame({"update": range(100), "seconds": 1.0} | {k: np.full(100, 2 * v) for k, v in dcgan.PRINTED.items()})
+    exact = pd.Series(dcgan.PRINTED)
+    losses.loc[10, exact.index] = exact
+    fit = dcgan.printed_fit(losses)
+    assert fit["n"] == 51 and not fit["within"] and fit["nearest"]["difference"] == pytest.approx(1)
+    fit = dcgan.printed_fit(losses, start=0)
+    assert fit["n"] == 100 and fit["within"] and fit["nearest"]["update"] == 10 and fit["nearest"]["difference"] == 0
+    assert fit["rises"] == 1
+    losses["d_fake_after"] = losses["d_fake_before"]
+    assert dcgan.printed_fit(losses)["rises"] == 0
