@@ -360,7 +360,7 @@ def generate_images(generator,   # keras.Model
 # %% ../nbs/foundations/adversarial.ipynb #0f15f2d9
 def generate_classes(generator,  # keras.Model with the inputs noise (n, latent_dim) and one-hot labels (n, num_classes)
                      labels,     # class numbers, int (n,)
-                     seed,       # of the noise, uniform in [-1, 1)
+                     seed,       # of the noise: standard normal where its input is called "normal_noise", else uniform in [-1, 1)
                      value_range=(0.0, 1.0),  # what the generator's black and white are
                      batch_size=256):
     "uint8 images (n, height, width, 1) of the classes asked for; ValueError for class numbers that it does not know."
@@ -368,8 +368,10 @@ def generate_classes(generator,  # keras.Model with the inputs noise (n, latent_
     latent_dim, num_classes = (shape[-1] for shape in generator.input_shape)
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels) or labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(f"labels must be whole numbers from 0 to {num_classes - 1}, one an image")
-    noise = np.random.default_rng(seed_hash(seed, 1000)).uniform(-1, 1, (len(labels), latent_dim)).astype("float32")
-    return generate_images(generator, [noise, np.eye(num_classes, dtype="float32")[labels]], value_range, batch_size)
+    rng, shape = np.random.default_rng(seed_hash(seed, 1000)), (len(labels), latent_dim)
+    normal = generator.inputs[0].name == "normal_noise"
+    noise = rng.standard_normal(shape) if normal else rng.uniform(-1, 1, shape)
+    return generate_images(generator, [noise.astype("float32"), np.eye(num_classes, dtype="float32")[labels]], value_range, batch_size)
 
 # %% ../nbs/foundations/adversarial.ipynb #a176432e
 def profile_settings(profiles,    # {experiment: {profile: settings}}
