@@ -412,7 +412,8 @@ def train_command(
     "Train an experiment and write its record. A killed training goes on from its last backup; a finished one whose weights are missing gets them again."
     dataset = _check_run(profile, dataset or ('phantom' if profile == 'smoke' else 'kermany'), seed)
     out = _writable(out)
-    train = _trainer(experiment, profile)
+    module = _module_of(experiment, profile)
+    train = getattr(module, TRAINERS[module.__name__.rpartition('.')[2]])
     record = out / experiment / f'{profile}-seed{seed}'
     weights = out.parent / 'runs' / experiment / record.name
     done = (record / 'run.json').is_file() and profile != 'smoke'
@@ -448,21 +449,22 @@ def _quiet():
         os.close(nothing)
 
 
-TRAINERS = {'acgan': 'train_acgan', 'vgg16_eval': 'train_vgg16'} # module: its function that trains an experiment
+TRAINERS = {'acgan': 'train_acgan', 'dcgan': 'train_dcgan', 'vgg16_eval': 'train_vgg16'} # what trains a module's experiments
+SAMPLERS = {'acgan': 'sample_acgan', 'dcgan': 'sample_dcgan'} # what draws images, of the modules that have generators
 
-def _trainer(experiment, profile):
-    "The function that trains an experiment; ValueError when there is no such experiment or profile."
-    with _quiet(): modules = {importlib.import_module(f'cxr_acgan.{name}'): function for name, function in TRAINERS.items()}
-    known = {name: (module, profiles) for module in modules for name, profiles in module.PROFILES.items()}
+def _module_of(experiment, profile, among=TRAINERS):
+    "The module whose `PROFILES` name an experiment; ValueError when there is no such experiment or profile among the modules."
+    with _quiet(): modules = [importlib.import_module(f'cxr_acgan.{name}') for name in among]
+    known = {name: module for module in modules for name in module.PROFILES}
     if experiment not in known: raise ValueError(f'unknown experiment {experiment!r}: use {", ".join(known)}')
-    module, profiles = known[experiment]
+    profiles = known[experiment].PROFILES[experiment]
     if profile not in profiles: raise ValueError(f'{experiment} has no profile {profile!r}: use {", ".join(profiles)}')
-    return getattr(module, modules[module])
+    return known[experiment]
 
 # %% ../nbs/foundations/cli.ipynb #3a908094
 @app.command('sample')
 def sample_command(
-    experiment: Annotated[str, typer.Argument(help='singh or srm.')],
+    experiment: Annotated[str, typer.Argument(help='For instance singh, srm or noori; an unknown one lists them all.')],
     profile: Annotated[str, typer.Option(help='Profile of the run whose weights are used.')] = 'cpu',
     seed: Annotated[int, typer.Option(help='Seed of that run.')] = 0,
     n: Annotated[int, typer.Option('-n', help='Images, each class as often.')] = 64,
@@ -474,18 +476,18 @@ def sample_command(
     if seed < 0: raise ValueError(f'seed {seed}: must be a whole number >= 0')
     if out.suffix.lower() != '.png': raise ValueError(f'{out}: the sheet is a PNG file; give a name that ends in .png')
     _writable(out.resolve().parent)
-    _trainer(experiment, profile)
+    module = _module_of(experiment, profile, SAMPLERS)
     import cv2
-    from cxr_acgan.acgan import sample_acgan
     from cxr_acgan.results import image_sheet
-    images, labels = sample_acgan(experiment, profile, seed, n, out=results.resolve())
+    drawn = getattr(module, SAMPLERS[module.__name__.rpartition('.')[2]])(experiment, profile, seed, n, out=results.resolve())
+    images = drawn[0] if isinstance(drawn, tuple) else drawn # and labels, where the generator has classes
     _write_atomic(out, cv2.imencode('.png', image_sheet(images))[1].tobytes())
     print(f'{len(images)} images: {out}')
 
 # %% ../nbs/foundations/cli.ipynb #dc9b2a90
 @app.command('evaluate')
 def evaluate_command(
-    experiment: Annotated[str, typer.Argument(help='A trained generator: singh, srm ...; or real, the baseline.')],
+    experiment: Annotated[str, typer.Argument(help='A trained generator: singh, srm, noori ...; or real, the baseline.')],
     profile: Annotated[str, typer.Option(help='Profile of the run whose weights are used.')] = 'cpu',
     dataset: Annotated[Optional[str], typer.Option(help='What it was trained on: phantom for smoke, kermany otherwise.', show_default=False)] = None,
     seed: Annotated[int, typer.Option(help='Seed of that run.')] = 0,
@@ -498,9 +500,11 @@ def evaluate_command(
     if n < 1: raise ValueError(f'n {n}: must be at least 1')
     if space not in ('cxr', 'inception'): raise ValueError(f'unknown space {space!r}: use cxr, inception')
     out = _writable(out)
-    if experiment != 'real': _trainer(experiment, profile)
+    from cxr_acgan.dcgan import measure_dcgan
     from cxr_acgan.vgg16_eval import measure_images
-    record = measure_images(experiment, profile, dataset, seed, out, n, space)
+    module = experiment != 'real' and _module_of(experiment, profile, SAMPLERS).__name__
+    measure = measure_dcgan if module == 'cxr_acgan.dcgan' else measure_images
+    record = measure(experiment, profile, dataset, seed, out, n, space)
     name = 'FD-CXR' if space == 'cxr' else 'FID'
     for key, found in record.metrics.items():
         if key in ('train', 'half', 'test'):
