@@ -449,8 +449,8 @@ def _quiet():
         os.close(nothing)
 
 
-TRAINERS = {'acgan': 'train_acgan', 'dcgan': 'train_dcgan', 'vgg16_eval': 'train_vgg16'} # what trains a module's experiments
-SAMPLERS = {'acgan': 'sample_acgan', 'dcgan': 'sample_dcgan'} # what draws images, of the modules that have generators
+TRAINERS = {'acgan': 'train_acgan', 'dcgan': 'train_dcgan', 'vae': 'train_vae', 'vgg16_eval': 'train_vgg16'} # what trains a module's experiments
+SAMPLERS = {'acgan': 'sample_acgan', 'dcgan': 'sample_dcgan', 'vae': 'sample_vae'} # what draws images, of the modules that have generators
 
 def _module_of(experiment, profile, among=TRAINERS):
     "The module whose `PROFILES` name an experiment; ValueError when there is no such experiment or profile among the modules."

@@ -463,14 +463,15 @@ def image_quality(images,     # uint8 (n, h, w[, 1]), generated
         found["inception_score"] = inception_score(image_features(images, "inception_probabilities"))
     return found
 
-# %% ../nbs/04_vgg16_eval.ipynb #f980f3db
+# %% ../nbs/04_vgg16_eval.ipynb #fea18741
 def measure_images(experiment="singh",  # whose generator; 'real': the baseline, halves of the training patients
                    profile="cpu",
                    dataset="kermany",   # what it was trained on, a name or folder that `load_cxr` knows
                    seed=0,              # of the generator's run, of noise, labels and halves
                    out=None,            # folder of records; weights lie in `runs` beside it
                    n=6_000,             # generated images
-                   space="cxr"):        # 'cxr' or 'inception'
+                   space="cxr",         # 'cxr' or 'inception'
+                   controls=500):       # training images that copies are planted of
     """Measure a trained generator and write the record `quality_<experiment>`; a finished record is returned as it is.
 
     metrics: `half` (as many images as half of the training patients have, against the other half), `train` (n images against
@@ -494,7 +495,7 @@ def measure_images(experiment="singh",  # whose generator; 'real': the baseline,
         if record.settings != settings or record.dataset["fingerprint"] != train.fingerprint:
             raise ValueError(f"{path} was made with other settings, weights or data: move it away")
         return record
-    metrics, sheets = _measure_real(train, test, space, seed) if real else _measure_generator(generator, train, test, n, space, seed)
+    metrics, sheets = _measure_real(train, test, space, seed) if real else _measure_generator(generator, train, test, n, space, seed, controls)
     metrics["seconds"] = time.perf_counter() - start
     history = pd.DataFrame([{"set": k, "n": metrics[k]["n"], "frechet_distance": metrics[k]["frechet_distance"]}
                             for k in ("half", "train", "test") if k in metrics])
@@ -502,19 +503,19 @@ def measure_images(experiment="singh",  # whose generator; 'real': the baseline,
     record.write(root, sheets)
     return record
 
-# %% ../nbs/04_vgg16_eval.ipynb #c96ea9cf
+# %% ../nbs/04_vgg16_eval.ipynb #87914382
 def _measure_real(train, test, space, seed):
     half, other = split_by_patient(train, 0.5, seed)
     return {"half": image_quality(half.images, half.labels, other, space, seed),
             "test": image_quality(test.images, test.labels, train, space, seed)}, {}
 
 
-def _measure_generator(generator, train, test, n, space, seed):
+def _measure_generator(generator, train, test, n, space, seed, controls):
     "Numbers, and two sheets: the closest pairs (generated above, training image below), and the images of the t-SNE map."
     images, labels = labelled_images(generator, n, seed, np.bincount(train.labels, minlength=train.num_classes) / len(train))
     half, other = split_by_patient(train, 0.5, seed)
     some = slice(min(len(half), n))
-    memorised = memorisation_report(images, train.images, test.images, test.patients, train.patients, seed=seed,
+    memorised = memorisation_report(images, train.images, test.images, test.patients, train.patients, seed=seed, controls=controls,
                                     features=lambda x: image_features(x, space))
     pairs = memorised["closest"]
     closest = np.concatenate([images[pairs["generated"]], train.images[pairs["train"]]])
