@@ -350,7 +350,7 @@ def plot_epochs(runs,       # {label: records of `train_vgg16`}
     axis.legend(fontsize=9)
     return figure
 
-# %% ../nbs/04_vgg16_eval.ipynb #b76dfb3d
+# %% ../nbs/04_vgg16_eval.ipynb #e6246a59
 def scores_table(runs,       # {label: records of `train_vgg16`}; a label without records gives "not run"
                  sets=None,  # names of sets; None: all that a record has
                  scores=("accuracy", "balanced_accuracy", "recall", "specificity", "auc")):
@@ -370,7 +370,7 @@ def scores_table(runs,       # {label: records of `train_vgg16`}; a label withou
             rows += [{"trained on": label, "seed": run.seed, "tested on": f"{name}: not run"} for name in m["missing_sets"]]
         if not records:
             rows.append({"trained on": f"{label}: not run"})
-    return pd.DataFrame(rows).fillna("-")
+    return pd.DataFrame(rows).astype(object).fillna("-")
 
 # %% ../nbs/04_vgg16_eval.ipynb #611c5577
 def plot_confusion(run,         # record of `train_vgg16`
@@ -415,7 +415,7 @@ def report_beside(printed,  # a report as a document prints it, its arguments sw
                           "ours, truth first": shown[1], "seeds": len(runs)})
     return pd.DataFrame(table)
 
-# %% ../nbs/04_vgg16_eval.ipynb #50cdc89e
+# %% ../nbs/04_vgg16_eval.ipynb #2be2b142
 def gap_to_real(run,        # record of `train_vgg16`
                 real,       # record of 'vgg16_real'
                 on="test"): # set
@@ -442,7 +442,7 @@ def worth_table(runs,       # {label: records of `train_vgg16`}
                 row |= {f"gap in {k.replace('_', ' ')}": cell(gap[k], "+") for k in scores}
             rows.append(row)
         if not records: rows.append({"trained on": f"{label}: not run"})
-    return pd.DataFrame(rows).fillna("-")
+    return pd.DataFrame(rows).astype(object).fillna("-")
 
 # %% ../nbs/04_vgg16_eval.ipynb #eac2cb17
 def image_quality(images,     # uint8 (n, h, w[, 1]), generated
