@@ -31,7 +31,7 @@ except ImportError as e:
 
 # %% auto #0
 __all__ = ['DATASETS', 'CXRDataset', 'patient_id', 'download_cxr', 'unzip', 'draw_phantom', 'source_confound', 'load_cxr',
-           'preprocess', 'augment_classic', 'split_by_patient', 'leakage_report']
+           'preprocess', 'augment_classic', 'split_by_patient', 'training_share', 'leakage_report']
 
 # %% ../nbs/00_data.ipynb #7a6cba12
 @dataclass(frozen=True, eq=False)
@@ -760,6 +760,19 @@ def split_by_patient(
         missing = [c for c, m in d.class_counts().items() if not m and dataset.class_counts()[c]]
         if missing: raise ValueError(f'{dataset.name}: part {d.split} gets no image of {", ".join(missing)}; too few patients for fractions {fractions}')
     return tuple(parts)
+
+# %% ../nbs/00_data.ipynb #5d3a90c2
+def training_share(
+    dataset, # CXRDataset, the training images
+    share=1.0, # of the patients left to train on, in (0, 1]
+    validation=0.2, # of all patients, set aside first
+):
+    """Images to train on, and images of other patients to validate on: two `CXRDataset`s, the same on every call.
+
+    The second does not depend on the share. ValueError as of `split_by_patient`.
+    """
+    fitted, held_out = split_by_patient(dataset, validation)
+    return fitted if share == 1 else split_by_patient(fitted, [share])[0], held_out
 
 # %% ../nbs/00_data.ipynb #c20f6468
 def leakage_report(
