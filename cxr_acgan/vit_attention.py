@@ -412,17 +412,20 @@ def shift_table(train, test,  # CXRDataset
     return pd.DataFrame({"statistic": a.columns, "train": np.average(a, axis=0, weights=weights), "test": b.mean().values,
                          "difference": draws[0], "low": low, "high": high})
 
-# %% ../nbs/05_vit_attention.ipynb #4e2ae5e4
-def plot_shift(table,  # as `shift_table` returns it
+# %% ../nbs/05_vit_attention.ipynb #60b7fc9c
+def plot_shift(tables,  # {label: as `shift_table` returns it}
                width=6.0):  # inches
-    "The differences with their intervals, one line a statistic; returns the matplotlib figure."
+    "The differences with their intervals, one line a statistic and table; returns the matplotlib figure."
     import matplotlib.pyplot as plt
-    figure, axis = plt.subplots(figsize=(width, 0.28 * len(table) + 0.8), facecolor="white", layout="constrained")
-    y = -np.arange(len(table))
-    axis.hlines(y, table.low, table.high, color="0.3", lw=2)
-    axis.plot(table.difference, y, "o", color="C0")
+    names = next(iter(tables.values())).statistic
+    figure, axis = plt.subplots(figsize=(width, 0.3 * len(names) + 0.8), facecolor="white", layout="constrained")
+    for i, (label, table) in enumerate(tables.items()):
+        y = -np.arange(len(table)) - 0.22 * (i - (len(tables) - 1) / 2)
+        axis.hlines(y, table.low, table.high, color=f"C{i}", lw=2)
+        axis.plot(table.difference, y, "o", color=f"C{i}", ms=4, label=label)
     axis.axvline(0, color="0.6", lw=1)
-    axis.set(yticks=y, yticklabels=table.statistic, xlabel="test minus train, in standard deviations of train")
+    axis.set(yticks=-np.arange(len(names)), yticklabels=names, xlabel="test minus train, in standard deviations of train")
+    axis.legend(fontsize=9)
     return figure
 
 # %% ../nbs/05_vit_attention.ipynb #d634f3df
@@ -457,7 +460,7 @@ def weighted_auc(labels, probabilities, weights=None):
     columns = [1] if p.shape[1] == 2 else range(p.shape[1])
     return float(np.mean([roc_auc_score(labels == c, p[:, c], sample_weight=weights) for c in columns]))
 
-# %% ../nbs/05_vit_attention.ipynb #8ca07b4f
+# %% ../nbs/05_vit_attention.ipynb #444043e7
 def _series(file_name):
     "The beginning of a file's name up to its first number, with the kind of germ where it names one."
     name = file_name.rsplit("/", 1)[-1]
@@ -468,8 +471,8 @@ def _series(file_name):
 def measure_shift(dataset="kermany", profile="cpu", out=None, image_size=64, n=None):
     """How the training and test images differ as pictures: the record `shift`; a finished record is returned as it is.
 
-    metrics: `splits` (`shift_table`), `class_auc` (of the statistics alone, on validation patients, and weighted), `effective_n`;
-    history: for each split and series of files the mean statistics, and `as_class_1`, the mean probability of class 1 that they give.
+    metrics: `splits` (`shift_table`, which reads no image's label of the test set), `classes` (the same of each class, which does, and by
+    which nothing is chosen), `class_auc` (of the statistics alone, on validation patients, and weighted), `effective_n`; history: for each split and series of files the mean statistics, and `as_class_1`, the mean probability of class 1 that they give.
     """
     root, start = results_root(out), time.perf_counter()
     if (root / "shift" / f"{profile}-seed0" / "run.json").exists() and profile != "smoke":
@@ -483,7 +486,9 @@ def measure_shift(dataset="kermany", profile="cpu", out=None, image_size=64, n=N
         table = image_statistics(data.images).assign(as_class_1=framing.probabilities(data.images)[:, 1])
         for name, group in table.groupby([_series(f) for f in data.file_names]):
             rows.append({"split": data.split, "series": name, "n": len(group), **group.mean()})
-    metrics = {"splits": shift_table(train, test).to_dict("records"), "effective_n": effective_n(w, held_out.labels),
+    of = lambda data, c: data.subset(data.labels == c)
+    classes = {name: shift_table(of(train, c), of(test, c)).to_dict("records") for c, name in enumerate(train.class_names)}
+    metrics = {"splits": shift_table(train, test).to_dict("records"), "classes": classes, "effective_n": effective_n(w, held_out.labels),
                "class_auc": {"validation": weighted_auc(held_out.labels, p), "weighted": weighted_auc(held_out.labels, p, w)}}
     shown = train.images[np.linspace(0, len(train) - 1, 6).astype(int)]
     steps = [preprocess(shown, gaussian_kernel=g, equalize=e) for g, e in ((0, "none"), (3, "none"), (0, "hist"), (3, "hist"))]
@@ -904,7 +909,7 @@ def measure_maps(experiment="grid_vit_real_all", profile="cpu", dataset="kermany
     record.write(root, {"images.png": image_sheet(images[shown]), "maps.png": image_sheet(np.concatenate(sheet))})
     return record
 
-# %% ../nbs/05_vit_attention.ipynb #6f67185d
+# %% ../nbs/05_vit_attention.ipynb #a8b7fefa
 def plot_maps(record,      # of `measure_maps`
               width=6.5):  # inches
     "The images of the record with each kind of map laid over them; above each its class and what it was called. The figure."
@@ -914,7 +919,7 @@ def plot_maps(record,      # of `measure_maps`
     return show_maps(images[:n], {name: maps[i * n:(i + 1) * n] for i, name in enumerate(names)}, titles, width)
 
 
-def plot_heads(record, width=6.0):
+def plot_heads(record, width=4.5):
     "The last block's heads in the first image called right (above) and the first called wrong; the figure. ValueError: no transformer."
     import matplotlib.pyplot as plt
     heads, n = record.metrics.get("heads", 0), len(record.metrics["shown"]["label"])
@@ -1067,7 +1072,7 @@ def grid_verdicts(differences):  # as `grid_differences` returns it
                 f"Holm's p {r['p, Holm']:.3f}, {r.seeds} seeds)")
     return [sentence(r) for _, r in differences.iterrows()]
 
-# %% ../nbs/05_vit_attention.ipynb #e643f0a3
+# %% ../nbs/05_vit_attention.ipynb #df00b1e5
 def plot_grid(cells,       # as `read_grid` returns it
               score="auc",
               width=7.0):  # inches
@@ -1088,6 +1093,8 @@ def plot_grid(cells,       # as `read_grid` returns it
         axis.set_title(title + (f" ({missing} of 10 not run)" if missing else ""), fontsize=10)
         axis.set(xticks=range(len(SOURCES)), xlim=(-0.5, len(SOURCES) - 0.5))
         axis.set_xticklabels(SOURCES, rotation=30, fontsize=9)
+    if not any(cell["runs"] for cell in cells.values()):
+        axes[0].set_ylim(0.5, 1)
     axes[0].set_ylabel(score.upper() if score == "auc" else score)
     axes[0].legend(fontsize=9)
     return figure

@@ -245,6 +245,7 @@ def test_maps_are_recorded(tmp_path):
 def test_shift_of_a_data_set(tmp_path):
     record = v.measure_shift('phantom', 'smoke', tmp_path / 'results', n=200)
     rows = pd.DataFrame(record.metrics['splits'])
+    assert list(record.metrics['classes']) == ['NORMAL', 'PNEUMONIA'] and len(record.metrics['classes']['NORMAL']) == 10
     assert len(rows) == 10 and (rows.low <= rows.difference).all() and (rows.difference <= rows.high).all()
     assert abs(record.metrics['class_auc']['weighted'] - 0.5) < abs(record.metrics['class_auc']['validation'] - 0.5)
     assert set(record.history.split) == {'train', 'test'} and record.history.n.sum() == 400
