@@ -449,7 +449,8 @@ def _quiet():
         os.close(nothing)
 
 
-TRAINERS = {'acgan': 'train_acgan', 'dcgan': 'train_dcgan', 'vae': 'train_vae', 'vgg16_eval': 'train_vgg16'} # what trains a module's experiments
+TRAINERS = {'acgan': 'train_acgan', 'dcgan': 'train_dcgan', 'vae': 'train_vae', 'vgg16_eval': 'train_vgg16',
+            'vit_attention': 'train_cell'} # what trains a module's experiments
 SAMPLERS = {'acgan': 'sample_acgan', 'dcgan': 'sample_dcgan', 'vae': 'sample_vae'} # what draws images, of the modules that have generators
 
 def _module_of(experiment, profile, among=TRAINERS):
