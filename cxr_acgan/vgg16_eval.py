@@ -141,7 +141,7 @@ def fit_classifier(train,       # (images uint8 (n, h, w, 1), labels int (n,))
                    num_classes=2,
                    seed=0,      # of weights, order and dropout
                    folder=None, # where to keep a backup after each epoch, a path; None: nowhere
-                   verbose=0):  # as in `keras.Model.fit`
+                   verbose=0):  # as in keras.Model.fit
     """Train a fresh `vgg16_classifier` by the printed rule.
 
     Returns the model, uint8 images (n, h, w, 1) -> probabilities, with the best epoch's weights, and a DataFrame with a row an
@@ -241,7 +241,7 @@ def adult_cxr(image_size=64, **kwargs):
                    class_names=("NORMAL", "PNEUMONIA or COVID-19"))
 
 
-def test_sets(dataset="kermany",  # a name or folder that `load_cxr` knows
+def test_sets(dataset="kermany",  # a name or folder that load_cxr knows
               image_size=64,
               n=None):            # images of each, a subset stratified by class; None: all
     """The sets to test on: {'train', 'test'}, and for Kermany 'pneumoniamnist' and 'adults', None (with a warning) where they
@@ -280,11 +280,11 @@ def generator_identity(experiment, profile, seed, root=None):
             "trained_on": run and run.dataset["fingerprint"]}
 
 # %% ../nbs/04_vgg16_eval.ipynb #c8d47646
-def train_vgg16(experiment="vgg16_singh",  # see `PROFILES`
+def train_vgg16(experiment="vgg16_singh",  # see PROFILES
                 profile="smoke",   # 'smoke', 'cpu' or 'paper'
-                dataset="phantom", # a name or folder that `load_cxr` knows
+                dataset="phantom", # a name or folder that load_cxr knows
                 seed=0,            # of the classifier, and of the generator's run
-                out=None,          # folder of records, see `results_root`; weights go to `runs` beside it
+                out=None,          # folder of records, see results_root; weights go to runs beside it
                 verbose=0,
                 generators=None):  # folder of records of the generator's run, where it is another
     """Train one VGG16, write its record and return it; a finished record is returned as it is, without training.
@@ -335,7 +335,7 @@ def _finish(done, sets, record, folder, root):
     return record
 
 # %% ../nbs/04_vgg16_eval.ipynb #2c03c719
-def plot_epochs(runs,       # {label: records of `train_vgg16`}
+def plot_epochs(runs,       # {label: records of train_vgg16}
                 width=6.0): # inches
     "Training (solid) and validation loss (dashed) over the epochs, a colour a label; returns the matplotlib figure."
     import matplotlib.pyplot as plt
@@ -351,7 +351,7 @@ def plot_epochs(runs,       # {label: records of `train_vgg16`}
     return figure
 
 # %% ../nbs/04_vgg16_eval.ipynb #e6246a59
-def scores_table(runs,       # {label: records of `train_vgg16`}; a label without records gives "not run"
+def scores_table(runs,       # {label: records of train_vgg16}; a label without records gives "not run"
                  sets=None,  # names of sets; None: all that a record has
                  scores=("accuracy", "balanced_accuracy", "recall", "specificity", "auc")):
     """A row a run and set: n and each score with its 95 % interval.
@@ -373,7 +373,7 @@ def scores_table(runs,       # {label: records of `train_vgg16`}; a label withou
     return pd.DataFrame(rows).astype(object).fillna("-")
 
 # %% ../nbs/04_vgg16_eval.ipynb #611c5577
-def plot_confusion(run,         # record of `train_vgg16`
+def plot_confusion(run,         # record of train_vgg16
                    on="train",  # the set
                    width=7.0):  # inches
     "Heatmaps of a confusion matrix: left with predictions as rows, as the documents call it, right with the truth as rows."
@@ -399,7 +399,7 @@ def printed_report(matrix):  # counts (C, C), rows = what is taken for the truth
 
 
 def report_beside(printed,  # a report as a document prints it, its arguments swapped
-                  runs,     # records of `train_vgg16`; [] gives "not run"
+                  runs,     # records of train_vgg16; [] gives "not run"
                   on="train"):  # the set
     "A table with the printed report, ours in the documents' order (mean over the runs), ours with the truth first, and the seeds."
     matrices = [np.array(run.metrics["scores"][on]["confusion"]) for run in runs]
@@ -416,7 +416,7 @@ def report_beside(printed,  # a report as a document prints it, its arguments sw
     return pd.DataFrame(table)
 
 # %% ../nbs/04_vgg16_eval.ipynb #2be2b142
-def gap_to_real(run,        # record of `train_vgg16`
+def gap_to_real(run,        # record of train_vgg16
                 real,       # record of 'vgg16_real'
                 on="test"): # set
     "`score_differences` of two runs on the same images, over patients. ValueError: other images."
@@ -426,7 +426,7 @@ def gap_to_real(run,        # record of `train_vgg16`
     return score_differences(a["label"], a["probability"], b["probability"], groups=a["patient"])
 
 
-def worth_table(runs,       # {label: records of `train_vgg16`}
+def worth_table(runs,       # {label: records of train_vgg16}
                 real_runs,  # records of 'vgg16_real', the reference
                 scores=("accuracy", "balanced_accuracy", "auc")):
     "Scores on the test images and paired gaps to real training images, a row a run; [] gives a row 'not run'."
@@ -448,7 +448,7 @@ def worth_table(runs,       # {label: records of `train_vgg16`}
 def image_quality(images,     # uint8 (n, h, w[, 1]), generated
                   labels,     # classes asked for, int (n,)
                   reference,  # CXRDataset that they should look like
-                  space="cxr",  # of `image_features`, 'cxr' or 'inception'
+                  space="cxr",  # of image_features, 'cxr' or 'inception'
                   seed=0):    # of subsets and pairs
     """Distances of generated images to real ones, with precision, recall, density, coverage and MS-SSIM; JSON-able.
 
@@ -466,9 +466,9 @@ def image_quality(images,     # uint8 (n, h, w[, 1]), generated
 # %% ../nbs/04_vgg16_eval.ipynb #fea18741
 def measure_images(experiment="singh",  # whose generator; 'real': the baseline, halves of the training patients
                    profile="cpu",
-                   dataset="kermany",   # what it was trained on, a name or folder that `load_cxr` knows
+                   dataset="kermany",   # what it was trained on, a name or folder that load_cxr knows
                    seed=0,              # of the generator's run, of noise, labels and halves
-                   out=None,            # folder of records; weights lie in `runs` beside it
+                   out=None,            # folder of records; weights lie in runs beside it
                    n=6_000,             # generated images
                    space="cxr",         # 'cxr' or 'inception'
                    controls=500):       # training images that copies are planted of
@@ -539,7 +539,7 @@ MEASURES = {"FD-CXR": lambda m: m["frechet_distance"], "kernel distance": lambda
             "class-wise FD-CXR": lambda m: m["intra"]["mean"], "precision": lambda m: m["precision"], "recall": lambda m: m["recall"],
             "density": lambda m: m["density"], "coverage": lambda m: m["coverage"], "MS-SSIM": lambda m: m["ms_ssim"]["mean"]}
 
-def quality_table(columns,  # {label: experiment of `measure_images`}; without records: 'not run'
+def quality_table(columns,  # {label: experiment of measure_images}; without records: 'not run'
                   measures=tuple(MEASURES),
                   part="half"):  # of the records' metrics
     "A row a measure, a column an experiment: mean over the seeds [95 % interval], with FID and Inception Score where they were run; n and seeds below."
