@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from keras import layers, ops
 from .adversarial import dtype_policy, generate_classes, open_run, profile_settings, seed_hash, seeded
-from .data import CXRDataset, load_cxr, split_by_patient
+from .data import CXRDataset, load_cxr, split_by_patient, training_share
 from .features import image_features
 from .metrics import (classification_scores, frechet_distance, inception_score, intra_frechet_distance, kernel_distance,
                                memorisation_report, ms_ssim_diversity, precision_recall, score_differences, tsne_embedding)
@@ -486,7 +486,8 @@ def measure_images(experiment="singh",  # whose generator; 'real': the baseline,
     size = 64 if real else generator.output_shape[1]
     train, test = (load_cxr(dataset, split, size, progress=False) for split in ("train", "test"))
     identity = None if real else generator_identity(experiment, profile, seed, root)
-    if identity and profile != "smoke" and identity["trained_on"] not in (None, train.fingerprint):
+    shares = [training_share(train, share)[0].fingerprint for share in (1.0, 0.1)] if identity and profile != "smoke" else []
+    if shares and identity["trained_on"] not in (None, train.fingerprint, *shares):
         raise ValueError(f"{experiment} was trained on other images than {dataset}: give the data set it was trained on")
     settings = {"generator": experiment, "n": None if real else n, "space": space, "image_size": size, "identity": identity,
                 "backend": keras.backend.backend()}
