@@ -120,6 +120,14 @@ def _environ(values):
         os.environ.update(before)
 
 
+def _quiet_kernels():
+    "The class that starts kernels whose own standard error, where C++ libraries log on loading, is not the terminal's."
+    from jupyter_client import AsyncKernelManager
+    class QuietKernelManager(AsyncKernelManager):
+        async def start_kernel(self, **kwargs): await self._async_start_kernel(stderr=subprocess.DEVNULL, **kwargs)
+    return QuietKernelManager
+
+
 def _counting_engine(bar):
     "papermill's engine, which also moves `bar` on with each cell."
     from papermill.engines import NBClientEngine
@@ -155,7 +163,7 @@ def run_notebook(
         with _environ(_child_env(root)):
             papermill.execute_notebook(str(path), str(copy), parameters=parameters or {}, cwd=str(nbs), kernel_name='python3',
                                        progress_bar=False, engine_name=None if bar is None else 'cxr_acgan',
-                                       extra_arguments=['--log-level=50']) # the kernel's own log
+                                       kernel_manager_class=_quiet_kernels(), extra_arguments=['--log-level=50']) # the kernel's own log
     except papermill.PapermillExecutionError as e:
         _drop_log_lines(copy)
         reason = re.sub(r'\x1b\[[\d;]*m', '', f'{e.ename}: {e.evalue}').strip().split('\n')[0]
