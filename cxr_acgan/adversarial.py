@@ -404,9 +404,12 @@ def open_run(folder,       # of the run's weights and backup; made if need be
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "training.json"
-    if path.exists() and json.loads(path.read_text()) != description:
+    if not path.exists():
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(description))
+        part.replace(path)
+    elif json.loads(path.read_text()) != description:
         raise ValueError(f"{folder} holds an unfinished training with other settings, data or backend: remove it to start anew")
-    path.write_text(json.dumps(description))
 
 # %% ../nbs/foundations/adversarial.ipynb #dcead3b7
 class SampleSaver(keras.callbacks.Callback):

@@ -481,6 +481,8 @@ def measure_images(experiment="singh",  # whose generator; 'real': the baseline,
     """
     root, name, start = results_root(out), f"quality_{experiment}" + ("_inception" if space == "inception" else ""), time.perf_counter()
     path = root / name / f"{profile}-seed{seed}"
+    if (path / "run.json").exists() and profile != "smoke":
+        return _same_quality(RunRecord.read(path), experiment, profile, dataset, seed, root, n)
     real = experiment == "real"
     generator = None if real else load_network(experiment, profile, seed, root=root)
     size = 64 if real else generator.output_shape[1]
@@ -491,11 +493,6 @@ def measure_images(experiment="singh",  # whose generator; 'real': the baseline,
         raise ValueError(f"{experiment} was trained on other images than {dataset}: give the data set it was trained on")
     settings = {"generator": experiment, "n": None if real else n, "space": space, "image_size": size, "identity": identity,
                 "backend": keras.backend.backend()}
-    if (path / "run.json").exists() and profile != "smoke":
-        record = RunRecord.read(path)
-        if record.settings != settings or record.dataset["fingerprint"] != train.fingerprint:
-            raise ValueError(f"{path} was made with other settings, weights or data: move it away")
-        return record
     metrics, sheets = _measure_real(train, test, space, seed) if real else _measure_generator(generator, train, test, n, space, seed, controls)
     metrics["seconds"] = time.perf_counter() - start
     history = pd.DataFrame([{"set": k, "n": metrics[k]["n"], "frechet_distance": metrics[k]["frechet_distance"]}
@@ -505,6 +502,16 @@ def measure_images(experiment="singh",  # whose generator; 'real': the baseline,
     return record
 
 # %% ../nbs/04_vgg16_eval.ipynb #87914382
+def _same_quality(record, experiment, profile, dataset, seed, root, n):
+    "The record, if it is what was asked for; the weights are compared where they are at hand."
+    settings, real = record.settings, experiment == "real"
+    weights = not real and (runs_folder(experiment, profile, seed, root) / "generator.keras").exists()
+    if (not real and settings["n"] != n or weights and generator_identity(experiment, profile, seed, root) != settings["identity"]
+            or load_cxr(dataset, "train", settings["image_size"], progress=False).fingerprint != record.dataset["fingerprint"]):
+        raise ValueError(f"{record.path} was made with other settings, weights or data: move it away")
+    return record
+
+
 def _measure_real(train, test, space, seed):
     half, other = split_by_patient(train, 0.5, seed)
     return {"half": image_quality(half.images, half.labels, other, space, seed),

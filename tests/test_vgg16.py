@@ -1,6 +1,7 @@
 "The VGG16 on synthetic images: what is trained, resumed, tested and refused."
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -162,6 +163,14 @@ def test_a_generator_is_known_by_its_weights(tmp_path):
     open_run(tmp_path / 'run', {'generator': identities[0]})
     open_run(tmp_path / 'run', {'generator': identities[1]})
     with pytest.raises(ValueError, match='other settings'): open_run(tmp_path / 'run', {'generator': identities[2]})
+
+
+def test_a_finished_quality_record_needs_no_weights(cxr_data):
+    "On a fresh clone the committed record is returned; another n is refused."
+    out = Path(__file__).parents[1] / 'results'
+    found = v.measure_images('singh', 'cpu', 'kermany', 0, out)
+    assert found.experiment == 'quality_singh' and found.metrics['train']['n'] == 6000
+    with pytest.raises(ValueError, match='other settings, weights or data'): v.measure_images('singh', 'cpu', 'kermany', 0, out, n=100)
 
 
 def test_generators_quality_against_a_known_one(tmp_path):
