@@ -9,6 +9,7 @@ __all__ = ['NOTEBOOKS', 'RUN_PROFILES', 'find_checkout', 'find_notebooks', 'note
 # %% ../nbs/foundations/cli.ipynb #2a945961
 import ast
 import contextlib
+import difflib
 import importlib
 import importlib.util
 import inspect
@@ -411,7 +412,7 @@ def data_command(
 # %% ../nbs/foundations/cli.ipynb #3bc11427
 @app.command('train')
 def train_command(
-    experiment: Annotated[str, typer.Argument(help='For instance singh, srm or vgg16_singh; an unknown one lists them all.')],
+    experiment: Annotated[str, typer.Argument(help='For instance singh, srm or vgg16_singh; an unknown one names the families.')],
     profile: Annotated[str, typer.Option(help='smoke, cpu or paper.')] = 'cpu',
     dataset: Annotated[Optional[str], typer.Option(help='phantom for smoke, kermany otherwise.', show_default=False)] = None,
     seed: Annotated[int, typer.Option(help='Seed of everything that is drawn.')] = 0,
@@ -462,11 +463,21 @@ TRAINERS = {'acgan': 'train_acgan', 'dcgan': 'train_dcgan', 'vae': 'train_vae', 
             'vit_attention': 'train_cell'} # what trains a module's experiments
 SAMPLERS = {'acgan': 'sample_acgan', 'dcgan': 'sample_dcgan', 'vae': 'sample_vae'} # what draws images, of the modules that have generators
 
+def _suggestion(name, known):
+    "What may have been meant: the names that begin so, else the nearest ones; else each name, those of a family as one."
+    meant = [k for k in known if name and k.startswith(name)] or difflib.get_close_matches(name, known, n=5)
+    if meant: return f'did you mean {", ".join(meant)}?'
+    families = {}
+    for k in known: families.setdefault(k.split('_')[0], []).append(k)
+    return 'use ' + ', '.join(names[0] if len(names) == 1 else f'{family}* ({len(names)})' for family, names in families.items()) + \
+        '; a family by its name lists its members'
+
+
 def _module_of(experiment, profile, among=TRAINERS):
     "The module whose `PROFILES` name an experiment; ValueError when there is no such experiment or profile among the modules."
     with _quiet(): modules = [importlib.import_module(f'cxr_acgan.{name}') for name in among]
     known = {name: module for module in modules for name in module.PROFILES}
-    if experiment not in known: raise ValueError(f'unknown experiment {experiment!r}: use {", ".join(known)}')
+    if experiment not in known: raise ValueError(f'unknown experiment {experiment!r}: {_suggestion(experiment, list(known))}')
     profiles = known[experiment].PROFILES[experiment]
     if profile not in profiles: raise ValueError(f'{experiment} has no profile {profile!r}: use {", ".join(profiles)}')
     return known[experiment]
@@ -474,7 +485,7 @@ def _module_of(experiment, profile, among=TRAINERS):
 # %% ../nbs/foundations/cli.ipynb #3a908094
 @app.command('sample')
 def sample_command(
-    experiment: Annotated[str, typer.Argument(help='For instance singh, srm or noori; an unknown one lists them all.')],
+    experiment: Annotated[str, typer.Argument(help='For instance singh, srm or noori; an unknown one names the families.')],
     profile: Annotated[str, typer.Option(help='Profile of the run whose weights are used.')] = 'cpu',
     seed: Annotated[int, typer.Option(help='Seed of that run.')] = 0,
     n: Annotated[int, typer.Option('-n', help='Images, each class as often.')] = 64,

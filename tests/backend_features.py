@@ -1,4 +1,4 @@
-"""Features of the space `cxr` on the backend of $KERAS_BACKEND: `python backend_features.py OUT.npy`; see test_features.py."""
+"""Features of the space `cxr` on the backend of $KERAS_BACKEND: `python backend_features.py OUT.npz`; see test_features.py."""
 import os
 import sys
 
@@ -10,4 +10,4 @@ import numpy as np
 from cxr_acgan.data import draw_phantom
 from cxr_acgan.features import image_features
 
-np.save(sys.argv[1], image_features(draw_phantom(20, image_size=100).images, batch_size=8))
+np.savez(sys.argv[1], features=image_features(draw_phantom(20, image_size=100).images, batch_size=8))
