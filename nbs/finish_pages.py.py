@@ -1,0 +1,52 @@
+"""The last step of the site, run by the renderer (`post-render` of _quarto.yml) with the folder of the pages in its environment.
+
+Formulas become MathML, which every browser draws itself: no script, no font, no network. Without latex2mathml they stay as they are and load the
+renderer's script. An author with a year becomes a link to the page of references. nbdev takes one `.py` off the names of files it copies, hence two.
+"""
+import html
+import os
+import re
+from pathlib import Path
+
+FORMULA = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', re.S)
+LOADERS = re.compile(r'<script[^>]*src="[^"]*(?:katex|mathjax|polyfill)[^"]*"[^>]*>\s*</script>|<link[^>]*katex[^>]*>', re.I)
+REFERENCE = re.compile(r'<li id="([\w-]+)" data-cite="([^"]*)"')
+APART = re.compile(r'(<(script|style|pre|code|math|a|button|h[1-6]|head|nav|header|dialog)\b.*?</\2>|<[^>]*>)', re.S)
+
+
+def draw_formulas(text, convert):
+    "The page with its formulas as MathML, and without what would have loaded a script for them."
+    def formula(found):
+        display = 'block' if found[1] == 'display' else 'inline'
+        return f'<span class="math {found[1]}">{convert(html.unescape(found[2]).strip(), display=display)}</span>'
+    text, n = FORMULA.subn(formula, text)
+    return LOADERS.sub('', text) if n else text
+
+
+def link_citations(text, references, to):
+    "The page with each author and year outside of links, code and headings linked to its reference; `references`: {key: pattern}."
+    parts, last = [], 0
+    def linked(plain):
+        for key, pattern in references.items():
+            plain = re.sub(rf'(?<![#>\w])({pattern})(?![^<]*</a>)', rf'<a href="{to}#{key}">\1</a>', plain)
+        return plain
+    for found in APART.finditer(text):
+        parts += [linked(text[last:found.start()]), found[0]]
+        last = found.end()
+    return ''.join(parts) + linked(text[last:])
+
+
+def main():
+    out = Path(os.environ['QUARTO_PROJECT_OUTPUT_DIR']).resolve()
+    try: from latex2mathml.converter import convert
+    except ImportError: convert = None
+    page = out / 'references.html'
+    references = {k: html.unescape(p) for k, p in REFERENCE.findall(page.read_text(encoding='utf-8'))} if page.is_file() else {}
+    for path in sorted(out.rglob('*.html')):
+        before = after = path.read_text(encoding='utf-8')
+        if convert: after = draw_formulas(after, convert)
+        if path != page: after = link_citations(after, references, f'{"../" * (len(path.relative_to(out).parts) - 1)}references.html')
+        if after != before: path.write_text(after, encoding='utf-8')
+
+
+if __name__ == '__main__': main()
