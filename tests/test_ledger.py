@@ -260,6 +260,20 @@ def test_readers(tmp_path):
     assert answer(rise, tmp_path).value == -2 and verdict(rise, answer(rise, tmp_path)) == 'not reproduced'
 
 
+def test_readers_of_carbone(tmp_path):
+    tested = lambda value: {'test': {'n': 400, 'accuracy': {'value': value, 'low': value - 0.05, 'high': value + 0.05}}}
+    distances = {'inception': {'repository': {'n': 60, 'frechet_distance': 130.0}}}
+    for name, spaces, missing in (('a', distances, {}), ('b', {}, {'inception': 'no weights'})):
+        record(tmp_path, name, 0, {'checkpoints': [{'update': 800} | tested(0.5), {'update': 1600} | tested(0.6)], 'on_test': {'update': 1600},
+                                   'on_validation': {'update': 800}, 'spaces': spaces, 'missing': missing})
+    read = lambda **changes: answer(claim(**changes), tmp_path)
+    assert [read(rule='checkpoint', field=f'on_{name}').value for name in ('test', 'validation')] == [0.6, 0.5]
+    assert read(rule='checkpoint', field='on_test').low == 0.6 - 0.05
+    distance = dict(rule='space', field='inception repository.frechet_distance')
+    assert read(**distance).value == 130 and verdict(claim(experiment='b', **distance), read(experiment='b', **distance)) == 'not run'
+    with pytest.raises(ValueError, match='no field spaces.inception.clean'): read(rule='space', field='inception clean')
+
+
 @pytest.mark.parametrize('rule, changes, agrees', [
     ('calculation', dict(value=2432, field='5*5*3*32 + 32'), True), ('calculation', dict(value=2432, field='1*1*3*32 + 32'), False),
     ('calculation', dict(value=11, field='100*624/5856', tolerance=0.5), True), ('condition', dict(field='2 < 3 and 1 == 1'), True),
