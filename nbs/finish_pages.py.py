@@ -1,7 +1,7 @@
 """The last step of the site, run by the renderer (`post-render` of _quarto.yml) with the folder of the pages in its environment.
 
 Formulas become MathML, which every browser draws itself: no script, no font, no network. Without latex2mathml they stay as they are and load the
-renderer's script. An author with a year becomes a link to the page of references. nbdev takes one `.py` off the names of files it copies, hence two.
+renderer's script. An author with a year becomes a link to the page of references, and a few tags get the roles that screen readers expect. nbdev takes one `.py` off the names of files it copies, hence two.
 """
 import html
 import os
@@ -12,6 +12,18 @@ FORMULA = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</
 LOADERS = re.compile(r'<script[^>]*src="[^"]*(?:katex|mathjax|polyfill)[^"]*"[^>]*>\s*</script>|<link[^>]*katex[^>]*>', re.I)
 REFERENCE = re.compile(r'<li id="([\w-]+)" data-cite="([^"]*)"')
 APART = re.compile(r'(<(script|style|pre|code|math|a|button|h[1-6]|head|nav|header|dialog)\b.*?</\2>|<[^>]*>)', re.S)
+
+ROLES = ((re.compile(r'(<i class="bi [\w -]+") role="(?:img|button)?">'), r'\1 aria-hidden="true">'), # an icon; its link has the name
+         (re.compile(r'(<a class="sidebar-item-toggle[^>]*) role="navigation"'), r'\1 role="button"'),
+         (re.compile(r'<nav class="navbar'), '<nav aria-label="Site" class="navbar'),
+         (re.compile(r'<div class="toc-actions">'), '<div class="toc-actions" role="complementary" aria-label="Report">'),
+         (re.compile(r'<th></th>'), '<td></td>'))
+NAMED = re.compile(r'(<a [^>]*aria-label=")([^"]*)("[^>]*>)([^<>]+)(?=</a>)')
+
+
+def name_links(text):
+    "The page with every link's label beginning with what is seen of it, for those who say it aloud."
+    return NAMED.sub(lambda m: m[0] if m[4].strip().lower() in m[2].lower() else f'{m[1]}{m[4].strip()}: {m[2]}{m[3]}{m[4]}', text)
 
 
 def draw_formulas(text, convert):
@@ -46,6 +58,8 @@ def main():
         before = after = path.read_text(encoding='utf-8')
         if convert: after = draw_formulas(after, convert)
         if path != page: after = link_citations(after, references, f'{"../" * (len(path.relative_to(out).parts) - 1)}references.html')
+        for pattern, better in ROLES: after = pattern.sub(better, after)
+        after = name_links(after)
         if after != before: path.write_text(after, encoding='utf-8')
 
 
