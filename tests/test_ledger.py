@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cxr_acgan.ledger import (AUDITS, DOCUMENTS, VERDICTS, Answer, Claim, answer, claims_table, evaluate, judge, ledger_chart,
+from cxr_acgan.ledger import (AUDITS, DOCUMENTS, VERDICTS, Claim, answer, claims_table, evaluate, judge, ledger_chart,
                               ledger_summary, load_claims, num, verdict)
 from cxr_acgan.results import RunRecord
 
