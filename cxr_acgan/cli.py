@@ -333,6 +333,11 @@ def _options(
 ): pass # `main` reads --traceback, here it is only documented
 
 
+def _default_dataset(experiment, profile):
+    "What an experiment is trained on unless another set is named."
+    return 'phantom' if profile == 'smoke' else 'covidx' if experiment.split('_')[0] in ('carbone', 'balance') else 'kermany'
+
+
 def _check_run(profile, dataset, seed):
     "ValueError for an unknown profile or data set or a negative seed; returns the data set, a folder as an absolute path."
     if profile not in RUN_PROFILES: raise ValueError(f'unknown profile {profile!r}: use {", ".join(RUN_PROFILES)}')
@@ -414,20 +419,20 @@ def data_command(
 def train_command(
     experiment: Annotated[str, typer.Argument(help='For instance singh, srm or vgg16_singh; an unknown one names the families.')],
     profile: Annotated[str, typer.Option(help='smoke, cpu or paper.')] = 'cpu',
-    dataset: Annotated[Optional[str], typer.Option(help='phantom for smoke, kermany otherwise.', show_default=False)] = None,
+    dataset: Annotated[Optional[str], typer.Option(help='phantom for smoke; otherwise covidx for carbone, kermany for the rest.', show_default=False)] = None,
     seed: Annotated[int, typer.Option(help='Seed of everything that is drawn.')] = 0,
     out: Annotated[Path, typer.Option(help='Folder of the records; weights go to runs/ beside it.')] = Path('results'),
     overwrite: Annotated[bool, typer.Option('--overwrite', help='Train again and replace a finished record.')] = False,
 ):
     "Train an experiment and write its record. A killed training goes on from its last backup; a finished one whose weights are missing gets them again."
-    dataset = _check_run(profile, dataset or ('phantom' if profile == 'smoke' else 'kermany'), seed)
+    dataset = _check_run(profile, dataset or _default_dataset(experiment, profile), seed)
     out = _writable(out)
     module = _module_of(experiment, profile)
     train = getattr(module, TRAINERS[module.__name__.rpartition('.')[2]])
     record = out / experiment / f'{profile}-seed{seed}'
     weights = out.parent / 'runs' / experiment / record.name
     done = (record / 'run.json').is_file() and profile != 'smoke'
-    if not done or overwrite or not any(weights.glob('*.keras')):
+    if not done or overwrite or not any(weights.glob('*')):
         again = weights.parent.parent / 'again' / f'{experiment}-{record.name}' # a fixed name: a killed training goes on
         fresh = again / 'results' if done else out
         generators = {'generators': out} if 'generators' in inspect.signature(train).parameters else {}
@@ -510,14 +515,14 @@ def sample_command(
 def evaluate_command(
     experiment: Annotated[str, typer.Argument(help='A trained generator: singh, srm, noori ...; or real, the baseline.')],
     profile: Annotated[str, typer.Option(help='Profile of the run whose weights are used.')] = 'cpu',
-    dataset: Annotated[Optional[str], typer.Option(help='What it was trained on: phantom for smoke, kermany otherwise.', show_default=False)] = None,
+    dataset: Annotated[Optional[str], typer.Option(help='What it was trained on: phantom for smoke; otherwise covidx for carbone, kermany for the rest.', show_default=False)] = None,
     seed: Annotated[int, typer.Option(help='Seed of that run.')] = 0,
     n: Annotated[int, typer.Option('-n', help='Generated images.')] = 6000,
     space: Annotated[str, typer.Option(help='Feature space: cxr or inception.')] = 'cxr',
     out: Annotated[Path, typer.Option(help='Folder of the records; weights lie in runs/ beside it.')] = Path('results'),
 ):
     "Measure a generator's images: distances to real ones, precision, recall, coverage, diversity, copies of training images."
-    dataset = _check_run(profile, dataset or ('phantom' if profile == 'smoke' else 'kermany'), seed)
+    dataset = _check_run(profile, dataset or _default_dataset(experiment, profile), seed)
     if n < 1: raise ValueError(f'n {n}: must be at least 1')
     if space not in ('cxr', 'inception'): raise ValueError(f'unknown space {space!r}: use cxr, inception')
     out = _writable(out)

@@ -188,3 +188,9 @@ def test_train_and_sample(capsys, empty_folder):
     assert cli.main(['evaluate', 'singh', '--profile', 'smoke', '-n', '40']) == 0
     shown = capsys.readouterr().out
     assert 'half  FD-CXR' in shown and (empty_folder / 'results' / 'quality_singh' / 'smoke-seed0' / 'run.json').is_file()
+
+
+def test_default_data_of_an_experiment():
+    from cxr_acgan import cli
+    assert [cli._default_dataset(*a) for a in (('singh', 'cpu'), ('carbone_choice', 'cpu'), ('balance_gan', 'paper'), ('carbone', 'smoke'))] == \
+        ['kermany', 'covidx', 'covidx', 'phantom']
