@@ -322,11 +322,10 @@ def test_the_quiz_is_on_its_page(open_page):
 
 
 def axe_core():
-    "The text of axe-core's script; the test is skipped where npm has not installed it."
-    places = [os.environ.get('AXE_CORE', ''), ROOT / 'node_modules' / 'axe-core' / 'axe.min.js']
-    for path in places:
-        if path and Path(path).is_file(): return Path(path).read_text(encoding='utf-8')
-    pytest.skip('axe-core is not there: npm install --no-save axe-core, or AXE_CORE=path of axe.min.js')
+    "The text of axe-core's script, which axe-playwright-python brings along."
+    package = importlib.util.find_spec('axe_playwright_python')
+    if package is None: pytest.skip('axe-core is not there: pip install axe-playwright-python')
+    return Path(package.origin).with_name('axe.min.js').read_text(encoding='utf-8')
 
 
 LOOKS = [(1280, 'light'), (768, 'dark'), (390, 'light'), (1280, 'dark'), (768, 'light'), (390, 'dark')]
