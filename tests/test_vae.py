@@ -83,6 +83,7 @@ def test_labels_change_the_picture(tmp_path):
 RESUMED = """
 import sys
 from dataclasses import replace
+from pathlib import Path
 import tensorflow as tf
 tf.config.experimental.enable_op_determinism()
 from cxr_acgan import adversarial, vae
