@@ -108,6 +108,12 @@ class RunRecord:
     def name(self):
         return f"{self.profile}-seed{self.seed}"
 
+    @property
+    def minutes(self):
+        "Of training: updates times the median update where that is known, so that pauses do not count; else the time on the clock."
+        median, updates = self.metrics.get("seconds_per_update"), self.settings.get("updates")
+        return (median * updates if median and updates else self.wall_s) / 60
+
     def write(self, root=None, sheets=None):
         """Write `<root>/<experiment>/<profile>-seed<seed>/` and return its path.
 
@@ -368,7 +374,7 @@ def provenance(runs):
             + f", seed{'s' if len(runs) > 1 else ''} {', '.join(str(r.seed) for r in runs)}"
             + (f", {first.settings['images']:,} images of {first.settings['generator']}" if first.settings.get("generator")
                and first.settings.get("images") else f", n = {first.dataset['n']} training images" if first.dataset.get("n") else "")
-            + f"; {sum(r.wall_s for r in runs) / len(runs) / 60:.0f} min a run on {first.environment.get('device', '?')}"
+            + f"; {sum(r.minutes for r in runs) / len(runs):.0f} min a run on {first.environment.get('device', '?')}"
             + f", commit {', '.join(dict.fromkeys(r.environment.get('commit') or '?' for r in runs))}.")
 
 # %% ../nbs/foundations/results.ipynb #3f6051b2
