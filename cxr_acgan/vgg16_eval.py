@@ -91,7 +91,7 @@ class VGG16Settings:
 
 # %% ../nbs/04_vgg16_eval.ipynb #fef72fbb
 PAPER = VGG16Settings()
-SMOKE = dict(images=48, epochs=2, batch_size=16, tested=24)
+SMOKE = dict(images=64, epochs=2, batch_size=16, tested=24)
 PROFILES = {name: {"smoke": replace(settings, **SMOKE), "cpu": replace(settings, precision="mixed_bfloat16"), "paper": settings}
             for name, settings in {"vgg16_singh": PAPER, "vgg16_srm": replace(PAPER, generator="srm"),
                                    "vgg16_singh_6000": replace(PAPER, images=6_000),
