@@ -5,11 +5,12 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from cxr_acgan.cli import NOTEBOOKS, find_notebooks, notebook_parameters, run_notebook
+from cxr_acgan.cli import NOTEBOOKS, find_notebooks, main, notebook_parameters, run_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted(p for p in (ROOT / 'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
@@ -35,14 +36,31 @@ def test_unknown_parameter_fails(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_failing_cell_is_named(tmp_path):
-    nbs = tmp_path / 'nbs'
-    nbs.mkdir()
-    cell = dict(cell_type='code', execution_count=None, id='a', metadata={}, outputs=[], source="raise OSError('disk\\nfull')")
+def write_notebook(path, source):
+    path.parent.mkdir(exist_ok=True)
+    cell = dict(cell_type='code', execution_count=None, id='a', metadata={}, outputs=[], source=source)
     kernel = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
-    (nbs / 'broken.ipynb').write_text(json.dumps(dict(cells=[cell], metadata=kernel, nbformat=4, nbformat_minor=5)))
+    path.write_text(json.dumps(dict(cells=[cell], metadata=kernel, nbformat=4, nbformat_minor=5)))
+    return path
+
+
+def test_failing_cell_is_named(tmp_path):
+    broken = write_notebook(tmp_path / 'nbs' / 'broken.ipynb', "raise OSError('disk\\nfull')")
     with pytest.raises(ValueError, match=r'^broken.ipynb, cell \d: OSError: disk \(executed copy: .*broken.ipynb\)$'):
-        run_notebook(tmp_path, nbs / 'broken.ipynb', tmp_path / 'out')
+        run_notebook(tmp_path, broken, tmp_path / 'out')
+
+
+def test_a_failure_ends_what_runs_beside_it(tmp_path, monkeypatch, capfd):
+    (tmp_path / 'settings.ini').touch()
+    begun = tmp_path / 'begun'
+    write_notebook(tmp_path / 'nbs' / '00_data.ipynb', f"import pathlib, time; pathlib.Path({str(begun)!r}).touch(); time.sleep(600)")
+    write_notebook(tmp_path / 'nbs' / '01_acgan.ipynb', f"import pathlib, time\nwhile not pathlib.Path({str(begun)!r}).exists(): time.sleep(.1)\n1 / 0")
+    write_notebook(tmp_path / 'nbs' / '04_vgg16_eval.ipynb', f"import pathlib; pathlib.Path({str(tmp_path / 'after')!r}).touch()")
+    monkeypatch.chdir(tmp_path)
+    start = time.monotonic()
+    assert main(['reproduce', 'data', 'acgan', '4', '--jobs', '3', '--out', 'out']) == 2
+    assert time.monotonic() - start < 120 and begun.exists() and not (tmp_path / 'after').exists()
+    assert '01_acgan.ipynb, cell 0: ZeroDivisionError: division by zero' in capfd.readouterr().err
 
 
 @pytest.fixture(scope='module')

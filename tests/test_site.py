@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def reproduced(tmp_path_factory):
     "The folder and what the command wrote to standard error."
     out = tmp_path_factory.mktemp('reproduce')
-    command = [sys.executable, '-c', 'import sys; from cxr_acgan.cli import main; sys.exit(main())', 'reproduce', 'vae', '--out', str(out)]
+    command = [sys.executable, '-c', 'import sys; from cxr_acgan.cli import main; sys.exit(main())', 'reproduce', 'data', 'vae', '--out', str(out)]
     env = {k: v for k, v in os.environ.items() if k != 'PYTEST_CURRENT_TEST'} # in which a kernel does not capture what C++ writes
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
@@ -37,7 +37,7 @@ def site(reproduced):
 
 def test_reproduce(reproduced):
     out, errors = reproduced
-    assert (out / 'notebooks' / '03_vae.ipynb').is_file() and (out / 'site' / 'index.html').is_file()
+    assert sorted(p.name for p in (out / 'notebooks').iterdir()) == ['00_data.ipynb', '03_vae.ipynb'] and (out / 'site' / 'index.html').is_file()
     assert [line for line in errors.splitlines() if line.strip() and '%|' not in line] == [] # one progress bar, no log
 
 
