@@ -550,13 +550,16 @@ MEASURES = {"FD-CXR": lambda m: m["frechet_distance"], "kernel distance": lambda
 def quality_table(columns,  # {label: experiment of measure_images}; without records: 'not run'
                   measures=tuple(MEASURES),
                   part="half"):  # of the records' metrics
-    "A row a measure, a column an experiment: mean over the seeds [95 % interval], with FID and Inception Score where they were run; n and seeds below."
+    "A row a measure, a column an experiment: mean over the seeds (lowest to highest; of five or more [95 % interval]), with FID and Inception Score where they were run; n and seeds below."
     runs = {label: load_runs(name) for label, name in columns.items()}
     inception = {label: load_runs(f"{name}_inception") for label, name in columns.items()}
     def cell(records, get):
         if not records: return "not run"
-        mean, low, high = mean_interval([get(run.metrics[part]) for run in records])
-        return f"{mean:.3g}" if np.isnan(low) else f"{mean:.3g} [{low:.3g}, {high:.3g}]"
+        values = [get(run.metrics[part]) for run in records]
+        mean, low, high = mean_interval(values)
+        if len(values) < 5:
+            return f"{mean:.3g}" + (f" ({min(values):.3g} to {max(values):.3g})" if values[1:] else "")
+        return f"{mean:.3g} [{low:.3g}, {high:.3g}]"
     rows = [{"measure": name} | {label: cell(runs[label], MEASURES[name]) for label in columns} for name in measures]
     rows += [{"measure": name} | {label: cell(inception[label], get) for label in columns}
              for name, get in (("FID", MEASURES["FD-CXR"]), ("class-wise FID", MEASURES["class-wise FD-CXR"]),
