@@ -22,7 +22,7 @@ from .results import load_runs, mean_interval
 
 # %% ../nbs/foundations/ledger.ipynb #7282cfa5
 DOCUMENTS = ("kumar", "srm", "singh", "noori", "carbone")
-KINDS = ("number", "comparison", "fact", "fault", "judgement")
+KINDS = ("number", "threshold", "comparison", "fact", "fault", "judgement")
 
 @dataclass(frozen=True)
 class Claim:
@@ -32,14 +32,14 @@ class Claim:
     where: str       # section, figure or table
     item: str        # 'S4': the fourth thing that the document shows; 'F2': the second that is wrong or unclear
     quote: str       # as printed, at most 15 words
-    value: float     # printed
+    value: float     # printed; of a threshold: ours, for a statement that prints none
     kind: str        # one of `KINDS`
     experiment: str  # whose record answers; several: the first that has one
     profile: str     # of the record; '': the fullest there is
     field: str       # dotted path in metrics.json (or `settings.`, `dataset.`), or what the rule takes
     against: str     # experiment (and `:field`) whose value is subtracted; of three, the second difference
     rule: str        # a name in `READERS` or `AUDITS`; '': the field as it stands
-    tolerance: float # how far ours may lie from the printed value
+    tolerance: float # how far ours may lie from the value; of a comparison: how far below zero
     better: str      # 'higher' or 'lower', where one of the two is
     anchor: str      # page and section of the site that answers at length
     note: str        # why it cannot be tested, where the tolerance comes from, what else there is to know
@@ -162,7 +162,7 @@ def _loss_fall(run, field):
 
 
 def _update_range(run, field):
-    "Mean of the single updates of the second half of the training, and their range in place of an interval."
+    "Mean of the single updates of the second half of the training, and the middle 95 % of them in place of an interval."
     found = _walk(run, f"printed_fit.values.{field}")[0]
     return found["mean"], found["low"], found["high"], run.metrics["printed_fit"]["n"]
 
@@ -181,19 +181,40 @@ def _checkpoint(run, field):
 
 
 class NotMeasured(Exception):
-    "A record says itself that it lacks this."
+    "What is missing: a record says so itself, or another record is needed."
 
 
 def _space(run, field):
     "'<feature space> <path>' in `spaces`; NotMeasured where the record lists the space as missing."
     space, path = field.split()
     if space in _walk(run, "missing")[0]:
-        raise NotMeasured(space)
+        raise NotMeasured(f"missing in the record of {run.experiment}: {space}")
     return _read_field(run, f"spaces.{space}.{path}")
 
 
+def _chosen(run, field):
+    "'<images> <key>' of carbone's scores at the update that `carbone_choice` chose on the test images; NotMeasured without one."
+    images, key = field.split()
+    choice = load_runs("carbone_choice", run.profile, run.path.parents[1])
+    if not choice:
+        raise NotMeasured("record carbone_choice, which names the update")
+    update = _walk(choice[0], "on_test.update")[0]
+    return _read_field(run, f"scores.{images}.{update}.{key}")
+
+
+def _source_accuracy(run, field):
+    "Share of right answers of D to the real images `field` and to fakes, in equal parts; interval of Newcombe (1998, method 10)."
+    counts = [_walk(run, f"discriminator.{name}")[0] for name in (field, "fake")]
+    (real, n), (fake, m) = ((c["source_above_half"], c["n"]) for c in counts)
+    (real_low, real_high), (fake_low, fake_high) = wilson_interval(real, n), wilson_interval(fake, m)
+    value, real, fake = (1 + real / n - fake / m) / 2, real / n, fake / m
+    return (value, value - math.hypot(real - real_low, fake_high - fake) / 2,
+            value + math.hypot(real_high - real, fake - fake_low) / 2, n + m)
+
+
 READERS = {"documents_order": _documents_order, "share": _share, "loss_gap": _loss_gap, "loss_fall": _loss_fall,
-           "update_range": _update_range, "least_fall": _least_fall, "checkpoint": _checkpoint, "space": _space}
+           "update_range": _update_range, "least_fall": _least_fall, "checkpoint": _checkpoint, "space": _space,
+           "chosen": _chosen, "source_accuracy": _source_accuracy}
 
 # %% ../nbs/foundations/ledger.ipynb #4432346e
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -328,8 +349,8 @@ def answer(claim,       # Claim
     runs = next(filter(None, (load_runs(name, claim.profile or None, root) for name in claim.experiment.split())), [])
     try:
         return _answer(claim, runs, root) if runs else Answer()
-    except NotMeasured:
-        return Answer()
+    except NotMeasured as missing:
+        return Answer(how=str(missing))
 
 
 def _answer(claim, runs, root):
@@ -339,7 +360,7 @@ def _answer(claim, runs, root):
             return Answer()
     elif claim.rule == "update_range":
         values, lows, highs, ns = zip(*(_value(run, claim.field, claim.rule) for run in runs))
-        found = float(np.mean(values)), min(lows), max(highs), ns[0], "range of single updates", len(runs)
+        found = float(np.mean(values)), min(lows), max(highs), ns[0], "middle 95 % of single updates", len(runs)
     else:
         found = (*_over_runs([_value(run, claim.field, claim.rule) for run in runs]), len(runs))
     value, low, high, n, how, seeds = found
@@ -358,7 +379,7 @@ def verdict(claim, found):  # Claim, and its Answer
         return "not run"
     known = found.low is not None and np.isfinite(found.low)
     if claim.kind == "comparison":
-        return "reproduced" if (found.low if known else found.value) > 0 else "not reproduced"
+        return "reproduced" if (found.low if known else found.value) > -(claim.tolerance or 0) else "not reproduced"
     if known and found.low <= claim.value <= found.high or _near(found.value, claim):
         return "reproduced"
     ours_is = "higher" if found.value > claim.value else "lower"
@@ -431,9 +452,11 @@ def _cells(claim, found, name):
                  + (f", n = {found.n:,}" if found.n else "") + f"; {found.how}")
         basis += f"; less {claim.against}" if claim.against else ""
         if claim.kind != "comparison":
-            basis += f"; {found.value - claim.value:+.3g} from printed"
+            basis += f"; {found.value - claim.value:+.3g} from {'that' if claim.kind == 'threshold' else 'printed'}"
     if name == "not run":
-        basis = f"record {claim.experiment}" + (f", profile {claim.profile}" if claim.profile else "")
+        basis = found.how or f"record {claim.experiment}" + (f", profile {claim.profile}" if claim.profile else "")
+    if claim.kind == "threshold":
+        basis = f"taken as {_show(claim.value)}; {basis}"
     page, _, section = claim.anchor.partition("#")
     return ours, basis, f"../{page}.html" + (f"#{section}" if section else "")
 
@@ -447,7 +470,7 @@ def _row(claim, found, name):
     return (f'<tr id="claim-{claim.id}" data-verdict="{slug}" data-document="{claim.document}">'
             f'<td><a href="#claim-{claim.id}"><code>{claim.id}</code></a><small>{e(kind)}</small>'
             f"“{e(claim.quote)}”{note}</td>"
-            f'<td data-label="printed">{_show(claim.value) or "-"}</td><td data-label="ours">{e(ours)}<small>{e(basis)}</small></td>'
+            f'<td data-label="printed">{(claim.kind != "threshold" and _show(claim.value)) or "-"}</td><td data-label="ours">{e(ours)}<small>{e(basis)}</small></td>'
             f'<td><span class="verdict v-{slug}">{name}</span><small><a href="{e(link)}" aria-label="{claim.id}, where the site answers">'
             f'{claim.anchor.partition("#")[0].removeprefix("papers/")}</a></small></td></tr>')
 
