@@ -167,6 +167,22 @@ def _update_range(run, field):
     return found["mean"], found["low"], found["high"], run.metrics["printed_fit"]["n"]
 
 
+def _logged_batch(run, field):
+    "'<update> <loss>': the loss of one batch, which has no interval."
+    update, loss = field.split()
+    value, _, _, n = _read_field(run, f"logged.{update}.{loss}")
+    return value, None, None, n
+
+
+def _logged_range(run, field):
+    "'<first update> <loss>': mean of the single batches logged from that update on, and their range in place of an interval."
+    first, loss = field.split()
+    values = [row[loss] for row in _walk(run, "logged")[0] if row["update"] >= int(first)]
+    if not values:
+        raise KeyError(f"logged from {first} on")
+    return float(np.mean(values)), min(values), max(values), run.settings["batch_size"]
+
+
 def _least_fall(run, field):
     "The smallest fall of the Frechet distance from one measured epoch to the next; negative where it rises."
     rows = _walk(run, "epochs")[0]
@@ -213,7 +229,8 @@ def _source_accuracy(run, field):
 
 
 READERS = {"documents_order": _documents_order, "share": _share, "loss_gap": _loss_gap, "loss_fall": _loss_fall,
-           "update_range": _update_range, "least_fall": _least_fall, "checkpoint": _checkpoint, "space": _space,
+           "update_range": _update_range, "logged_batch": _logged_batch, "logged_range": _logged_range,
+           "least_fall": _least_fall, "checkpoint": _checkpoint, "space": _space,
            "chosen": _chosen, "source_accuracy": _source_accuracy}
 
 # %% ../nbs/foundations/ledger.ipynb #4432346e
@@ -305,6 +322,8 @@ def _over_runs(rows):
     if len({row[0] for row in rows}) > 1:
         return (*mean_interval([row[0] for row in rows]), rows[0][3], "Student's t over seeds")
     value, low, high, n = rows[0]
+    if len(rows) > 1 and low is None:
+        return value, None, None, n, "the same in all runs"
     return value, low, high, n, "of the one run" if low is not None else "one run, no interval"
 
 
@@ -353,14 +372,18 @@ def answer(claim,       # Claim
         return Answer(how=str(missing))
 
 
+_BATCHES = {"update_range": "middle 95 % of single updates", "logged_range": "range of the single batches logged",
+            "logged_batch": "one batch a seed, no interval"}
+
 def _answer(claim, runs, root):
     if claim.against:
         found = _difference(runs, claim.against, claim, root)
         if found is None:
             return Answer()
-    elif claim.rule == "update_range":
+    elif claim.rule in _BATCHES:
         values, lows, highs, ns = zip(*(_value(run, claim.field, claim.rule) for run in runs))
-        found = float(np.mean(values)), min(lows), max(highs), ns[0], "middle 95 % of single updates", len(runs)
+        ends = (min(lows), max(highs)) if None not in lows else (None, None)
+        found = float(np.mean(values)), *ends, ns[0], _BATCHES[claim.rule], len(runs)
     else:
         found = (*_over_runs([_value(run, claim.field, claim.rule) for run in runs]), len(runs))
     value, low, high, n, how, seeds = found

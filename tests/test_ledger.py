@@ -280,6 +280,23 @@ def test_a_threshold_is_not_shown_as_printed(tmp_path):
         assert f'data-label="printed">{cell}<' in shown and ('taken as 0.5' in shown) == (kind == 'threshold')
 
 
+def test_single_batches_are_held_against_batches(tmp_path):
+    "singh's lines: the range of the batches logged, over all seeds; at update 0 the mean alone, by the tolerance."
+    for seed, shift in enumerate((0.0, 0.02, 0.04)):
+        rows = [(0, 0.5), (1000, 0.2), (1900, 0.3), (1999, 0.25)]
+        record(tmp_path, 'a', seed, {'logged': [{'update': u, 'd_loss': v + shift} for u, v in rows], 'updates': 2000})
+    line = claim(rule='logged_range', field='1000 d_loss', value=0.335, better='')
+    found = answer(line, tmp_path)
+    assert (round(found.value, 6), found.low, round(found.high, 6), found.n, found.seeds) == (0.27, 0.2, 0.34, 16, 3)
+    assert verdict(line, found) == 'reproduced' and verdict(replace(line, value=0.345), found) == 'not reproduced'
+    first = claim(rule='logged_batch', field='0 d_loss', value=0.55, tolerance=0.04, better='')
+    found = answer(first, tmp_path)
+    assert (round(found.value, 6), found.low, found.how) == (0.52, None, 'one batch a seed, no interval')
+    assert verdict(first, found) == 'reproduced' and verdict(replace(first, tolerance=0.02), found) == 'not reproduced'
+    with pytest.raises(ValueError, match='no field logged from 5000 on'): answer(claim(rule='logged_range', field='5000 d_loss'), tmp_path)
+    assert answer(claim(field='updates'), tmp_path).how == 'the same in all runs'
+
+
 def test_readers_of_carbone(tmp_path):
     tested = lambda value: {'test': {'n': 400, 'accuracy': {'value': value, 'low': value - 0.05, 'high': value + 0.05}}}
     distances = {'inception': {'repository': {'n': 60, 'frechet_distance': 130.0}}}
