@@ -367,10 +367,10 @@ def scores_table(runs,       # {label: records of train_vgg16}; a label without 
                       "resampled": "patients" if m["patients_known"][name] else "images",
                       **{k.replace("_", " "): cell(found[k]) for k in scores}}
                      for name, found in m["scores"].items() if sets is None or name in sets]
-            rows += [{"trained on": label, "seed": run.seed, "tested on": f"{name}: not run"} for name in m["missing_sets"]]
+            rows += [{"trained on": label, "seed": run.seed, "tested on": f"{name}: not run"} for name in m["missing_sets"] if sets is None or name in sets]
         if not records:
             rows.append({"trained on": f"{label}: not run"})
-    return pd.DataFrame(rows).astype(object).fillna("-")
+    return pd.DataFrame(rows, dtype=object).fillna("-")
 
 # %% ../nbs/04_vgg16_eval.ipynb #611c5577
 def plot_confusion(run,         # record of train_vgg16
@@ -442,7 +442,7 @@ def worth_table(runs,       # {label: records of train_vgg16}
                 row |= {f"gap in {k.replace('_', ' ')}": cell(gap[k], "+") for k in scores}
             rows.append(row)
         if not records: rows.append({"trained on": f"{label}: not run"})
-    return pd.DataFrame(rows).astype(object).fillna("-")
+    return pd.DataFrame(rows, dtype=object).fillna("-")
 
 # %% ../nbs/04_vgg16_eval.ipynb #eac2cb17
 def image_quality(images,     # uint8 (n, h, w[, 1]), generated
