@@ -298,7 +298,7 @@ def _matrix_search(claim):
     printed = dict(zip(("0", "1", "accuracy", "macro avg", "weighted avg"), entries))
     fits = confusion_matrices_fitting(printed, column_totals=list(map(int, counts.split())))
     if score == "fits":
-        return Answer(float(len(fits)), agrees=len(fits) == claim.value, how=f"{len(fits)} matrix fits: {fits.tolist()}")
+        return Answer(float(len(fits)), agrees=len(fits) == 1, how=f"{len(fits)} matrix fits: {fits.tolist()}")
     if len(fits) != 1:
         raise ValueError(f"{claim.id}: {len(fits)} matrices fit the report, one is needed")
     value = scores_from_confusion(fits[0], rows="prediction")[score]
