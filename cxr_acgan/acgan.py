@@ -23,8 +23,8 @@ import keras
 import numpy as np
 import pandas as pd
 from keras import layers, ops
-from .adversarial import (AdversarialModel, dtype_policy, generate_classes, generate_images, open_run, profile_settings,
-                                   run_updates, seed_hash, seeded, summarise_updates)
+from .adversarial import (AdversarialModel, dtype_policy, fit_arguments, generate_classes, generate_images, open_run,
+                                   profile_settings, run_updates, seed_hash, seeded, summarise_updates)
 from .data import load_cxr, source_confound, training_share
 from .features import cxr_network, image_features, inception_network, train_cxr_network
 from .metrics import (classification_scores, frechet_distance, inception_score, intra_frechet_distance, score_differences,
@@ -213,7 +213,7 @@ def discriminator_report(gan, train, test, seed, n=624):
     report = {}
     for name, images, truth in (("train", train.images[chosen], train.labels[chosen]),
                                 ("test", test.images, test.labels), ("fake", fakes, labels)):
-        source, classes = gan.discriminator.predict(np.asarray(gan.scale(images)), batch_size=128, verbose=0)
+        source, classes = gan.discriminator.predict(**fit_arguments(np.asarray(gan.scale(images)), batch_size=128), verbose=0)
         confusion = np.zeros((gan.num_classes, gan.num_classes), int)
         np.add.at(confusion, (np.asarray(truth), classes.argmax(-1)), 1)
         report[name] = {"n": len(images), "source_mean": round(float(source.mean()), 4),
@@ -642,8 +642,8 @@ def fit_small(images,    # uint8 (n, h, w, 1), h = w = settings.image_size
     for part in np.array_split(index.reshape(settings.updates, -1), min(10, settings.updates)):
         start, chosen = time.perf_counter(), part.ravel()
         x = shear_and_zoom(images[chosen], rng.uniform(-1, 1, (len(chosen), 3)).astype("float32"), settings.shear, settings.zoom)
-        loss = model.fit(ops.convert_to_numpy(x), labels[chosen], sample_weight=of_class[labels[chosen]], batch_size=settings.batch_size,
-                         shuffle=False, verbose=verbose).history["loss"][0]
+        given = fit_arguments(ops.convert_to_numpy(x), labels[chosen], of_class[labels[chosen]], settings.batch_size)
+        loss = model.fit(**given, shuffle=False, verbose=verbose).history["loss"][0]
         rows.append({"update": sum(r["updates"] for r in rows) + len(part), "updates": len(part), "loss": loss, "seconds": time.perf_counter() - start})
     return model, pd.DataFrame(rows).drop(columns="updates")
 

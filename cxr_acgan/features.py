@@ -14,6 +14,7 @@ import cv2
 import keras
 import numpy as np
 from keras import layers, ops
+from .adversarial import fit_arguments
 
 # %% ../nbs/foundations/features.ipynb #611ec639
 def _gray(images, name="images"):
@@ -225,8 +226,8 @@ def train_cxr_network(
         for epoch in range(epochs):
             order = rng.permutation(len(x))
             varied = _vary(x[order], rng)
-            logs = model.fit(varied, targets(varied, y[order]), batch_size=batch_size, shuffle=False, verbose=0,
-                             validation_data=(vx, targets(vx, vy)), validation_batch_size=256).history
+            logs = model.fit(**fit_arguments(varied, targets(varied, y[order]), None, batch_size, (vx, targets(vx, vy))), shuffle=False,
+                             verbose=0).history
             history.append({"epoch": epoch} | {k: v[0] for k, v in logs.items()})
             if verbose: print(" ".join(f"{k} {v:.4g}" for k, v in history[-1].items()), flush=True)
     encoder = {name: w for name, w in _named_weights(model).items() if name in _shapes()}

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import pandas as pd
 from keras import layers, ops
-from .adversarial import (BackendModel, dtype_policy, generate_classes, open_run, profile_settings, replica_numbers,
+from .adversarial import (BackendModel, dtype_policy, fit_arguments, generate_classes, open_run, profile_settings, replica_numbers,
                                    run_updates, seed_hash, seeded, summarise_updates)
 from .data import load_cxr, training_share
 from .metrics import psnr, ssim, tsne_embedding
@@ -175,7 +175,7 @@ class VAE(BackendModel):
         self._images, self._labels = ops.convert_to_tensor(images), ops.convert_to_tensor(labels)
         self.batch_size, self.train_function = batch_size, None  # traced anew with this data
         steps, replicas = steps_per_epoch or math.ceil(len(images) / batch_size), self._replicas()
-        return super().fit(replica_numbers(steps, replicas), batch_size=replicas, shuffle=False, **kwargs)
+        return super().fit(**fit_arguments(replica_numbers(steps, replicas), batch_size=replicas), shuffle=False, **kwargs)
 
     @property
     def updates_done(self):

@@ -23,7 +23,7 @@ import keras
 import numpy as np
 import pandas as pd
 from keras import layers, ops
-from .adversarial import dtype_policy, generate_classes, open_run, profile_settings, seed_hash, seeded
+from .adversarial import dtype_policy, fit_arguments, generate_classes, open_run, profile_settings, seed_hash, seeded
 from .data import CXRDataset, load_cxr, split_by_patient, training_share
 from .features import image_features
 from .metrics import (classification_scores, frechet_distance, inception_score, intra_frechet_distance, kernel_distance,
@@ -168,8 +168,8 @@ def _epochs(train, validation, settings, num_classes, seed, folder, verbose):
         epoch, start = len(rows), time.perf_counter()
         order = np.random.default_rng(seed_hash(seed, 4000 + epoch)).permutation(len(labels))
         _set_dropout(model, seed, epoch)
-        logs = model.fit(images[order], labels[order], batch_size=settings.batch_size, shuffle=False, verbose=verbose,
-                         validation_data=validation, validation_batch_size=256).history
+        logs = model.fit(**fit_arguments(images[order], labels[order], None, settings.batch_size, validation), shuffle=False,
+                         verbose=verbose).history
         rows.append({"epoch": epoch, **{k: v[0] for k, v in logs.items()}, "seconds": time.perf_counter() - start})
         _save(lambda path: path.write_text(json.dumps(rows)), folder / "epochs.json", ".json")
         if best_epoch([r["val_loss"] for r in rows], settings.patience)[0] == epoch:
@@ -226,7 +226,7 @@ def _groups(dataset):
 
 def _tested(model, real):
     "Probabilities and scores on each test set."
-    probabilities = {name: model.predict(tested.images, batch_size=256, verbose=0) for name, tested in real.items()}
+    probabilities = {name: model.predict(**fit_arguments(tested.images, batch_size=256), verbose=0) for name, tested in real.items()}
     return probabilities, {name: classification_scores(tested.labels, probabilities[name], num_classes=tested.num_classes,
                                                        groups=_groups(tested)) for name, tested in real.items()}
 

@@ -23,7 +23,7 @@ import keras
 import numpy as np
 import pandas as pd
 from keras import layers, ops
-from .adversarial import dtype_policy, generate_classes, open_run, profile_settings, seed_hash, seeded
+from .adversarial import dtype_policy, fit_arguments, generate_classes, open_run, profile_settings, seed_hash, seeded
 from .data import augment_classic, load_cxr, preprocess, training_share
 from .metrics import _score_draws, classification_scores
 from .results import RunRecord, image_sheet, load_network, load_runs, record_images, results_root, runs_folder
@@ -757,7 +757,7 @@ def fit_cell(pool,        # (images uint8 (n, h, w, 1), labels (n,), odds (n,) o
         start, clock = time.perf_counter(), time.process_time()
         _set_seeds(model, seed, number)
         x, y = _round(pool, settings, seed, number)
-        loss = model.fit(x, y, batch_size=settings.batch_size, shuffle=False, verbose=verbose).history["loss"][0]
+        loss = model.fit(**fit_arguments(x, y, batch_size=settings.batch_size), shuffle=False, verbose=verbose).history["loss"][0]
         seconds, cpu = time.perf_counter() - start, time.process_time() - clock
         p = probabilities(model, validation[0])
         val_loss = -np.log(np.maximum(p[np.arange(len(p)), validation[1]], 1e-7)).mean()
