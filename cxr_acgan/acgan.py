@@ -10,7 +10,7 @@ __all__ = ['SINGH', 'SRM', 'BATCHNORM', 'SMOKE', 'GRID', 'PROFILES', 'CARBONE', 
            'evenly', 'class_grid', 'measured_losses', 'three_classes', 'train_carbone', 'finish_carbone', 'resized',
            'small_classifier', 'StudySettings', 'fit_small', 'class_probabilities', 'choose_checkpoint', 'study_sets',
            'drawn_images', 'balanced_images', 'relabel_by_source', 'within_sources', 'repository_features', 'augmented',
-           'two_protocols', 'open_licence', 'train_study']
+           'in_proportion', 'two_protocols', 'open_licence', 'train_study']
 
 # %% ../nbs/01_acgan.ipynb #4a770986
 import contextlib
@@ -27,9 +27,9 @@ from .adversarial import (AdversarialModel, dtype_policy, fit_arguments, generat
                                    profile_settings, run_updates, seed_hash, seeded, summarise_updates)
 from .data import load_cxr, source_confound, training_share
 from .features import cxr_network, image_features, inception_network, train_cxr_network
-from .metrics import (classification_scores, frechet_distance, inception_score, intra_frechet_distance, score_differences,
-                               tsne_embedding)
-from .results import RunRecord, image_sheet, load_network, results_root, runs_folder
+from .metrics import (classification_scores, frechet_distance, inception_score, intra_frechet_distance, precision_recall,
+                               score_differences, tsne_embedding)
+from .results import RunRecord, image_sheet, load_network, results_root, runs_folder, weights_digest
 
 # %% ../nbs/01_acgan.ipynb #b7697938
 def acgan_generator(latent_dim=100,  # width of the noise
@@ -398,9 +398,9 @@ class CarboneACGAN(AdversarialModel):
                 "noise_d": self.draw_noise(), "labels_d": self.draw_labels(),
                 "noise_g": several(self.draw_noise), "labels_g": several(self.draw_labels)}
 
-    def generate(self, noise, labels):
-        "Fakes of the classes (n,) from noise (n, latent_dim), in training."
-        return self.generator([noise, ops.one_hot(labels, self.num_classes, dtype="float32")], training=True)
+    def generate(self, noise, labels, training=True):
+        "Fakes of the classes (n,) from noise (n, latent_dim)."
+        return self.generator([noise, ops.one_hot(labels, self.num_classes, dtype="float32")], training=training)
 
     def judge(self, images, truth, labels, training=True):
         "L_s and L_c, means over the images, and the logits of the source (n, 1)."
@@ -409,8 +409,8 @@ class CarboneACGAN(AdversarialModel):
                 ops.mean(keras.losses.sparse_categorical_crossentropy(labels, classes, from_logits=True)), source)
 
     def d_losses(self, batch):
-        "Real and fake images in one batch."
-        fake = ops.stop_gradient(self.generate(batch["noise_d"], batch["labels_d"]))
+        "Real and fake images in one batch; the fakes are those that the generator gives outside its turn, by moving averages."
+        fake = ops.stop_gradient(self.generate(batch["noise_d"], batch["labels_d"], training=False))
         join = lambda a, b: ops.concatenate([a, b])
         source_loss, class_loss, source = self.judge(join(batch["real"], fake), join(batch["real_truth"], batch["fake_truth"]),
                                                      join(batch["real_labels"], batch["labels_d"]))
@@ -463,7 +463,7 @@ CARBONE = CarboneSettings()
 PROFILES["carbone"] = {
     "smoke": replace(CARBONE, images=48, width=2, updates=4, batch_size=4, log_every=1, sample_updates=(0, 2, 4), kept_updates=(0, 4),
                      evaluated=12, history_every=1, checkpoint_every=2),
-    "cpu": replace(CARBONE, updates=4_000, batch_size=32, fakes=1, precision="mixed_bfloat16", log_every=50, evaluated=128, history_every=20,
+    "cpu": replace(CARBONE, updates=4_000, batch_size=32, fakes=1, precision="mixed_bfloat16", log_every=50, history_every=20,
                    sample_updates=tuple(range(0, 4_001, 200)), kept_updates=(800, 1_600, 2_400, 3_200, 4_000), checkpoint_every=100),
     "paper": CARBONE}
 
@@ -499,14 +499,13 @@ def class_grid(gan, seed=0, n=4):
 
 
 def measured_losses(gan, sets, seed=0, batch_size=32):
-    "L_s, L_c and L of both networks and D's accuracies on each set of images and as many fakes: {name: {key: value}}."
-    n = max(map(len, sets.values()))
-    fake_labels = even_labels(n, gan.num_classes)
-    fakes = (gan.scale(generate_classes(gan.generator, fake_labels, seed + 1, gan.value_range, batch_size)), fake_labels)
-    judged = {name: _judged(gan, gan.scale(s.images), s.labels, batch_size) for name, s in sets.items()}
-    (fake_source, fake_class), found = _judged(gan, *fakes, batch_size), {}
-    bce = lambda logits, truth: float(np.mean(np.logaddexp(0, logits) - truth * logits))
-    for name, (source, classes) in judged.items():
+    "L_s, L_c and L of both networks and D's accuracies on each set of images and as many fakes of its own: {name: {key: value}}."
+    bce, found = lambda logits, truth: float(np.mean(np.logaddexp(0, logits) - truth * logits)), {}
+    for k, (name, real) in enumerate(sets.items()):
+        labels = even_labels(len(real), gan.num_classes)
+        fakes = generate_classes(gan.generator, labels, seed_hash(seed, 1001 + k), gan.value_range, batch_size)
+        source, classes = _judged(gan, gan.scale(real.images), real.labels, batch_size)
+        fake_source, fake_class = _judged(gan, gan.scale(fakes), labels, batch_size)
         d, g = ((bce(source, 1) + bce(fake_source, 0)) / 2, (classes + fake_class) / 2), (bce(fake_source, 1), fake_class)
         real, fake = float((source > 0).mean()), float((fake_source <= 0).mean())
         found[name] = {"n": len(source), "d_accuracy": (real + fake) / 2, "d_real_accuracy": real, "d_fake_accuracy": fake}
@@ -613,7 +612,7 @@ class StudySettings:
 BALANCE = ("asis", "weights", "oversampling", "gan")
 EXPERIMENTS = {"carbone_choice": StudySettings("choice"), "carbone_source": StudySettings("source"),
                "carbone_features": StudySettings("features", image_size=64), "carbone_quality": StudySettings("quality", image_size=112),
-               **{f"balance_{how}": StudySettings("balance", how) for how in BALANCE}}
+               **{f"balance_{how}": StudySettings("balance", how, updates=2_000) for how in BALANCE}}
 PROFILES.update({name: {"smoke": replace(s, images=48, synthetic=24, updates=6, epochs=1, batch_size=8), "cpu": s, "paper": s}
                  for name, s in EXPERIMENTS.items()})
 
@@ -666,20 +665,21 @@ def _scored(dataset, p):
 
 
 def choose_checkpoint(labels,         # of the test images, int (n,)
-                      validation,     # {update: accuracy on the validation images}
+                      validation,     # {update: balanced accuracy on the validation images}
                       probabilities,  # {update: on the test images, (n, num_classes)}
                       groups=None):   # patient of each test image
     """The checkpoint chosen on the test images, as on the slides, and the one chosen on validation images, both on the test images.
 
-    JSON-able: on_test, on_validation ({update, accuracy of the test images}), and gap, the first accuracy less the second, with its
+    JSON-able: on_test, on_validation ({update, balanced_accuracy of the test images}), and gap, the first less the second, with its
     paired 95 % interval over patients. The earliest of equals is chosen. ValueError: other updates in one than in the other.
     """
     if set(validation) != set(probabilities) or not validation:
         raise ValueError(f"need the same checkpoints twice, got {sorted(validation)} and {sorted(probabilities)}")
-    test = {u: float((p.argmax(1) == labels).mean()) for u, p in probabilities.items()}
+    balanced = lambda p: float(np.mean([(p[labels == c].argmax(1) == c).mean() for c in np.unique(labels)]))
+    test = {u: balanced(p) for u, p in probabilities.items()}
     a, b = (min(found, key=lambda u: (-found[u], u)) for found in (test, validation))
-    gap = score_differences(labels, probabilities[a], probabilities[b], groups=groups)["accuracy"]
-    return {"on_test": {"update": a, "accuracy": test[a]}, "on_validation": {"update": b, "accuracy": test[b]}, "gap": gap}
+    gap = score_differences(labels, probabilities[a], probabilities[b], groups=groups)["balanced_accuracy"]
+    return {"on_test": {"update": a, "balanced_accuracy": test[a]}, "on_validation": {"update": b, "balanced_accuracy": test[b]}, "gap": gap}
 
 # %% ../nbs/01_acgan.ipynb #48eec95c
 def study_sets(dataset, settings):
@@ -706,14 +706,16 @@ def _study_choice(settings, sets, seed, where, folder, verbose):
         model, _ = fit_small(images, labels, settings, 3, None, seed, verbose)
         p = {name: class_probabilities(model, s.images) for name, s in (("validation", held_out), ("test", test))}
         row = {"update": update, "validation": _scored(held_out, p["validation"]), "test": _scored(test, p["test"])}
-        if row["validation"]["accuracy"]["value"] > best:
-            best, chosen = row["validation"]["accuracy"]["value"], generator
+        if row["validation"]["balanced_accuracy"]["value"] > best:
+            best, chosen = row["validation"]["balanced_accuracy"]["value"], generator
             model.save(folder / "classifier.keras")
-        rows.append(row | {"seconds": time.perf_counter() - start})
+        rows.append(row | {"generator": weights_digest(generator), "seconds": time.perf_counter() - start})
         probabilities[update] = p["test"]
-    validation = {row["update"]: row["validation"]["accuracy"]["value"] for row in rows}
-    metrics = {"checkpoints": rows, **choose_checkpoint(test.labels, validation, probabilities, _patients(test))}
-    history = pd.DataFrame([{"update": r["update"], "seconds": r["seconds"], **{f"{s}_accuracy": r[s]["accuracy"]["value"] for s in ("validation", "test")}} for r in rows])
+    score = lambda r, s: r[s]["balanced_accuracy"]["value"]
+    metrics = {"checkpoints": rows, **choose_checkpoint(test.labels, {r["update"]: score(r, "validation") for r in rows}, probabilities, _patients(test))}
+    for key in ("on_test", "on_validation"):
+        metrics[key]["predictions"] = _predicted(test, probabilities[metrics[key]["update"]])
+    history = pd.DataFrame([{"update": r["update"], "seconds": r["seconds"], **{f"{s}_balanced_accuracy": score(r, s) for s in ("validation", "test")}} for r in rows])
     sheet = generate_classes(chosen, even_labels(18, 3), seed + 2)
     return metrics, history, {"chosen.png": image_sheet(sheet, ncols=6)}
 
@@ -744,13 +746,19 @@ def balanced_images(dataset,   # CXRDataset
 
 # %% ../nbs/01_acgan.ipynb #5cff41ec
 def _generator_chosen(where):
-    "The checkpoint chosen on validation patients; the last one where that was not run; and its update."
-    record, last = where("carbone_choice", record=True), where("carbone") / "generator.keras"
-    update = RunRecord.read(record).metrics["on_validation"]["update"] if (record / "run.json").exists() else None
-    path = last if update is None else where("carbone") / f"generator-{update}.keras"
+    "The checkpoint that `carbone_choice` chose on validation patients, {update, weights (their digest)}; ValueError: not its weights any more."
+    record = where("carbone_choice", record=True)
+    if not (record / "run.json").exists():
+        raise FileNotFoundError(f"no record at {record}, which names the checkpoint: `cxr-acgan train carbone_choice` gets it")
+    choice = RunRecord.read(record).metrics
+    update = choice["on_validation"]["update"]
+    path = where("carbone") / f"generator-{update}.keras"
     if not path.exists():
         raise FileNotFoundError(f"no weights at {path}: `cxr-acgan train carbone` gets them")
-    return keras.saving.load_model(path, compile=False), update
+    generator, known = keras.saving.load_model(path, compile=False), {row["update"]: row["generator"] for row in choice["checkpoints"]}
+    if weights_digest(generator) != known[update]:
+        raise ValueError(f"{path} holds other weights than those that {record} chose: train carbone_choice again, with --overwrite")
+    return generator, {"update": update, "weights": known[update]}
 
 
 def _predicted(dataset, p):
@@ -761,16 +769,16 @@ def _predicted(dataset, p):
 
 def _study_balance(settings, sets, seed, where, folder, verbose):
     fitted, held_out, test = sets
-    update, draw = None, None
+    source, draw = None, None
     if settings.balance == "gan":
-        generator, update = _generator_chosen(where)
+        generator, source = _generator_chosen(where)
         draw = lambda labels: drawn_images(generator, labels, settings.image_size, seed_hash(seed, 4003))
     images, labels, weights, added = balanced_images(fitted, settings.balance, draw, settings.synthetic, seed)
     model, history = fit_small(images, labels, settings, 3, weights, seed, verbose)
     p = {name: class_probabilities(model, s.images) for name, s in (("validation", held_out), ("test", test))}
     model.save(folder / "classifier.keras")
     metrics = {"validation": _scored(held_out, p["validation"]), "test": _scored(test, p["test"]), "added": added, "weights": weights,
-               "generator_update": update, "predictions": _predicted(test, p["test"]), "class_names": list(test.class_names)}
+               "generator": source, "predictions": _predicted(test, p["test"]), "class_names": list(test.class_names)}
     return metrics, history, {}
 
 # %% ../nbs/01_acgan.ipynb #9cab91ed
@@ -835,16 +843,34 @@ def augmented(images, shear=0.1, zoom=0.1, seed=0):
     return np.clip(np.rint(np.concatenate(parts)), 0, 255).astype("uint8")
 
 
+def in_proportion(labels, reference):
+    "Indices of as many of the images with these class numbers as have the class shares of the labels `reference`."
+    have, want = np.bincount(labels), np.bincount(reference) / len(reference)
+    n = np.floor(want * (have[want > 0] / want[want > 0]).min()).astype(int)
+    return np.sort(np.concatenate([np.flatnonzero(labels == c)[:k] for c, k in enumerate(n)]))
+
+
 def two_protocols(fakes,      # uint8 (n, h, w, 1)
                   labels,     # classes asked for, int (n,)
                   reference,  # CXRDataset, the training images
+                  real,       # CXRDataset, other real images: what a perfect generator would reach
                   network,    # keras.Model, see `repository_features`
                   shear=0.1, zoom=0.1, seed=0):
-    "Fréchet distance, also class by class, in the repository's and in the clean protocol: {protocol: {n, n_reference, frechet_distance, intra}}."
+    """Fréchet distance, also class by class, in the repository's and in the clean protocol: {protocol: {n, n_reference, frechet_distance,
+    intra}}, and {"real": {protocol: distance of the other real images}}.
+
+    The clean protocol takes of the fakes as many of each class as make the shares of the reference, and adds precision and recall.
+    """
     moved = augmented(reference.images, shear, zoom, seed)
-    found = {"repository": [repository_features(x, network) for x in (fakes, moved)], "clean": [image_features(x, network) for x in (fakes, reference.images)]}
-    return {name: {"n": len(x), "n_reference": len(y), "frechet_distance": frechet_distance(x, y),
-                   "intra": intra_frechet_distance(x, labels, y, reference.labels)} for name, (x, y) in found.items()}
+    ways = {"repository": lambda x: repository_features(x, network), "clean": lambda x: image_features(x, network)}
+    found = {}
+    for name, features in ways.items():
+        x, y, z = features(fakes), features(moved if name == "repository" else reference.images), features(real.images)
+        some = x if name == "repository" else x[in_proportion(labels, reference.labels)]
+        found[name] = {"n": len(some), "n_reference": len(y), "frechet_distance": frechet_distance(some, y),
+                       "intra": intra_frechet_distance(x, labels, y, reference.labels)}
+        found.setdefault("real", {})[name] = frechet_distance(z, y)
+    return found | {"clean": found["clean"] | precision_recall(y, some)}
 
 # %% ../nbs/01_acgan.ipynb #37a6653a
 def _study_features(settings, sets, seed, where, folder, verbose):
@@ -873,7 +899,7 @@ def _tsne_of(fitted, fakes, labels, network, seed, n=300):
 
 
 def _study_quality(settings, sets, seed, where, folder, verbose):
-    fitted, labels, (generator, update) = sets[0], even_labels(settings.synthetic, 3), _generator_chosen(where)
+    fitted, labels, (generator, source) = sets[0], even_labels(settings.synthetic, 3), _generator_chosen(where)
     fakes, missing, spaces, tsne = generate_classes(generator, labels, seed_hash(seed, 3001), batch_size=32), {}, {}, {}
     for name, load in {"covidx": lambda: cxr_network(where("carbone_features") / "features.npz"), "inception": inception_network}.items():
         try:
@@ -881,7 +907,7 @@ def _study_quality(settings, sets, seed, where, folder, verbose):
         except (OSError, ValueError) as error:  # weights that cannot be had
             missing[name] = str(error).replace(str(where("carbone_features")), "the run of carbone_features")
             continue
-        spaces[name] = two_protocols(fakes, labels, fitted, network, settings.shear, settings.zoom, seed)
+        spaces[name] = two_protocols(fakes, labels, fitted, sets[1], network, settings.shear, settings.zoom, seed)
         tsne[name] = _tsne_of(fitted, fakes, labels, network, seed)
         if name == "inception":
             spaces[name]["inception_score"] = inception_score(image_features(fakes, "inception_probabilities"))
@@ -892,7 +918,7 @@ def _study_quality(settings, sets, seed, where, folder, verbose):
     else:
         missing["classifier"] = "cxr-acgan train balance_asis was not run"
     real, drawn = open_licence(fitted, 6, seed), [np.flatnonzero(labels == c)[:6] for c in range(3)]
-    metrics = {"generator_update": update, "spaces": spaces, "missing": missing, "tsne": tsne, "shown": [len(k) for k in real],
+    metrics = {"generator": source, "spaces": spaces, "missing": missing, "tsne": tsne, "shown": [len(k) for k in real],
                "class_names": list(fitted.class_names)}
     history = pd.DataFrame([{"space": s, "protocol": k, "frechet_distance": found[k]["frechet_distance"]}
                             for s, found in spaces.items() for k in ("repository", "clean") if k in found], columns=["space", "protocol", "frechet_distance"])
@@ -913,7 +939,8 @@ def train_study(settings, experiment, profile, dataset, seed, root, generators=N
     open_run(folder, {"settings": what, "data": sets[0].fingerprint}, fresh=True)
     with dtype_policy(settings.precision):
         metrics, history, sheets = STUDIES[settings.task](settings, sets, seed, where, folder, verbose)
-    metrics["sets"] = {name: s.describe() for name, s in zip(("train", "validation", "test"), sets)}
+    metrics["sets"] = {name: s.describe() | {"without_patient": sum(not p for p in s.patients)}
+                       for name, s in zip(("train", "validation", "test"), sets)}
     record = RunRecord(experiment, profile, seed, what, sets[0].describe(), metrics, history, time.perf_counter() - start)
     record.write(root, sheets)
     return record

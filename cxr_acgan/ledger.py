@@ -191,9 +191,9 @@ def _least_fall(run, field):
 
 
 def _checkpoint(run, field):
-    "Accuracy on the test images of the checkpoint chosen `on_test` or `on_validation`, with its interval."
+    "Balanced accuracy on the test images of the checkpoint chosen `on_test` or `on_validation`, with its interval."
     update = _walk(run, f"{field}.update")[0]
-    return _read_field(run, f"checkpoints.{update}.test.accuracy")
+    return _read_field(run, f"checkpoints.{update}.test.balanced_accuracy")
 
 
 class NotMeasured(Exception):

@@ -10,7 +10,6 @@ __all__ = ['PAPER', 'SMOKE', 'PROFILES', 'ADULTS', 'MEASURES', 'vgg16_classifier
            'quality_table']
 
 # %% ../nbs/04_vgg16_eval.ipynb #ebdb8301
-import hashlib
 import json
 import tempfile
 import time
@@ -28,7 +27,7 @@ from .data import CXRDataset, load_cxr, split_by_patient, training_share
 from .features import image_features
 from .metrics import (classification_scores, frechet_distance, inception_score, intra_frechet_distance, kernel_distance,
                                memorisation_report, ms_ssim_diversity, precision_recall, score_differences, tsne_embedding)
-from .results import RunRecord, image_sheet, load_network, load_runs, mean_interval, results_root, runs_folder
+from .results import RunRecord, image_sheet, load_network, load_runs, mean_interval, results_root, runs_folder, weights_digest
 
 # %% ../nbs/04_vgg16_eval.ipynb #8d13a107
 def vgg16_classifier(image_size=64,  # pixels, at least 32
@@ -271,8 +270,7 @@ def train_on_real(train,   # CXRDataset
 
 def generator_identity(experiment, profile, seed, root=None):
     "What says which generator a run used: a SHA-256 of its weights, and updates and commit of its record where there is one."
-    weights = load_network(experiment, profile, seed, root=root).get_weights()
-    digest = hashlib.sha256(b"".join(np.ascontiguousarray(w).tobytes() for w in weights)).hexdigest()[:16]
+    digest = weights_digest(load_network(experiment, profile, seed, root=root))
     path = results_root(root) / experiment / f"{profile}-seed{seed}"
     run = RunRecord.read(path) if (path / "run.json").exists() else None
     return {"experiment": experiment, "profile": profile, "seed": seed, "weights": digest,

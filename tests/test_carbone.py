@@ -165,6 +165,18 @@ def test_generators_turn_leaves_the_averages_and_uses_them():
     assert abs(float(other) - float(source)) > 1e-3 and all(layer.trainable for layer in gan.discriminator.layers)
 
 
+def test_discriminators_turn_sees_the_generator_as_it_is_used():
+    gan, rng = small_gan(), np.random.default_rng(0)
+    gan.generator.set_weights([np.abs(rng.normal(0.5, 0.3, w.shape)).astype("float32") for w in gan.generator.get_weights()])
+    before, noise = gan.generator.get_weights(), keras.ops.convert_to_tensor(rng.uniform(-1, 1, (8, 100)).astype("float32"))
+    labels, truth = np.arange(8) % 3, np.ones((8, 1), "float32")
+    gan.d_losses({"real": np.zeros((8, *gan.discriminator.input_shape[1:]), "float32"), "real_truth": truth, "real_labels": labels,
+                  "noise_d": noise, "labels_d": labels, "fake_truth": 1 - truth})
+    assert all(np.array_equal(a, b) for a, b in zip(before, gan.generator.get_weights()))
+    gan.generate(noise, labels)
+    assert not all(np.array_equal(a, b) for a, b in zip(before, gan.generator.get_weights()))
+
+
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_same_on_backends(backend, same_on_backends):
     found = same_on_backends("backend_carbone.py", backend)
@@ -204,6 +216,8 @@ def test_two_classes_are_refused(tiny, tmp_path):
         acgan.three_classes(str(tmp_path / "two"), "train", 16)
     with pytest.raises(ValueError, match="balance_asis trains no generator: use singh, singh_batchnorm, srm"):
         acgan.sample_acgan("balance_asis", "cpu", out=tmp_path)
+    with pytest.raises(FileNotFoundError, match="no record at .*carbone_choice"):
+        acgan.train_acgan("balance_gan", "cpu", "phantom", 0, tmp_path / "results")
     with pytest.raises(FileNotFoundError, match="no checkpoints of carbone"):
         acgan.train_acgan("carbone_choice", "cpu", "phantom", 0, tmp_path / "results")
     with pytest.raises(ValueError, match="the source of no image is known; use the data set covidx"):
@@ -218,14 +232,21 @@ def test_experiments_on_covidx(trained, monkeypatch):
     assert [row["update"] for row in choice["checkpoints"]] == [2, 6] and choice["gap"]["value"] >= 0
     held_out = choice["sets"]["validation"]["patients"], choice["sets"]["train"]["patients"]
     assert 0.15 < held_out[0] / sum(held_out) < 0.25
+    assert choice["sets"]["test"]["without_patient"] == 0 and len(choice["on_validation"]["predictions"]["label"]) == 60
     gan = quiet("balance_gan", "cpu", "covidx", 1, trained).metrics
-    assert gan["generator_update"] == choice["on_validation"]["update"] and gan["added"][2] > 0 and len(gan["predictions"]["label"]) == gan["test"]["n"] == 60
+    chosen = next(row for row in choice["checkpoints"] if row["update"] == choice["on_validation"]["update"])
+    assert gan["generator"] == {"update": chosen["update"], "weights": chosen["generator"]} and gan["added"][2] > 0 and len(gan["predictions"]["label"]) == gan["test"]["n"] == 60
     quiet("carbone_features", "cpu", "covidx", 0, trained)
     monkeypatch.setattr(acgan, "inception_network", lambda: (_ for _ in ()).throw(OSError("no weights here")))
     quality = quiet("carbone_quality", "cpu", "covidx", 0, trained).metrics
     assert quality["missing"] == {"inception": "no weights here", "classifier": "cxr-acgan train balance_asis was not run"}
-    assert {"repository", "clean"} == set(quality["spaces"]["covidx"]) and quality["shown"] == [6, 6, 6]
-    assert all(p["intra"]["classes"] == [0, 1, 2] and p["frechet_distance"] > 0 for p in quality["spaces"]["covidx"].values())
+    space = quality["spaces"]["covidx"]
+    assert {"repository", "clean", "real"} == set(space) and quality["shown"] == [6, 6, 6] and 0 <= space["clean"]["recall"] <= 1
+    assert all(space[p]["intra"]["classes"] == [0, 1, 2] and space[p]["frechet_distance"] > 0 < space["real"][p] for p in ("repository", "clean"))
+    path = trained.parent / f"runs/carbone/cpu-seed0/generator-{chosen['update']}.keras"
+    acgan.unit_range(small_gan().generator).save(path)
+    with pytest.raises(ValueError, match="holds other weights than those that .*carbone_choice"):
+        quiet("balance_gan", "cpu", "covidx", 2, trained)
 
 
 def test_a_planted_source_is_found(data, tmp_path, monkeypatch):
