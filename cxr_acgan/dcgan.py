@@ -232,25 +232,26 @@ def discriminator_report(gan, train, test, seed=0):
     """D on training images, test images and fresh fakes, as many of each as there are test images; JSON-able.
 
     alone, together (how batch normalization reads a batch) -> means and counts of D(x) > 0.5 of `train`, `test` and `fake`, and
-    `scores`: accuracy (threshold 0.5) and AUC of `train` and of `test` against `fake`, with bootstrap intervals.
+    `scores`: n, accuracy (threshold 0.5) and AUC of `train` and of `test` against `fake`, with bootstrap intervals over patients.
     """
     n = min(len(train), len(test))
     rng = np.random.default_rng(seed_hash(seed, 2000))
-    chosen = [ds.images[np.sort(rng.permutation(len(ds))[:n])] for ds in (train, test)]
-    sets = {name: ops.convert_to_numpy(gan.scale(images)) for name, images in zip(("train", "test"), chosen)}
+    chosen = {name: ds.subset(np.sort(rng.permutation(len(ds))[:n])) for name, ds in (("train", train), ("test", test))}
+    sets = {name: ops.convert_to_numpy(gan.scale(ds.images)) for name, ds in chosen.items()}
     sets["fake"] = _in_batches(gan.generator, normal_noise(n, gan.latent_dim, seed + 1), 50)
     report = {}
     for mode in ("alone", "together"):
         answers = {name: probability_of_real(gan, images, mode == "together") for name, images in sets.items()}
         report[mode] = {name: {"n": n, "mean": float(p.mean()), "called_real": int((p > 0.5).sum())}
                         for name, p in answers.items()}
-        report[mode]["scores"] = {name: _real_or_fake(answers[name], answers["fake"]) for name in ("train", "test")}
+        report[mode]["scores"] = {name: _real_or_fake(answers[name], answers["fake"], ds.patients) for name, ds in chosen.items()}
     return report
 
 
-def _real_or_fake(real, fake):
-    scores = classification_scores(np.repeat([1, 0], [len(real), len(fake)]), np.concatenate([real, fake]), n_boot=1000)
-    return {name: scores[name] for name in ("accuracy", "auc")}
+def _real_or_fake(real, fake, patients):
+    groups = [patient or f"real {i}" for i, patient in enumerate(patients)] + [f"fake {i}" for i in range(len(fake))]
+    scores = classification_scores(np.repeat([1, 0], [len(real), len(fake)]), np.concatenate([real, fake]), n_boot=1000, groups=groups)
+    return {name: scores[name] for name in ("n", "accuracy", "auc")}
 
 # %% ../nbs/02_dcgan.ipynb #9dacc3d5
 PRINTED = {"d_loss": 1.2223, "g_loss": 2.1597, "d_real": 0.6463,  # noori, section 7
@@ -261,7 +262,7 @@ def printed_fit(losses,           # as `run_updates` returns it
                 start=None):      # first update looked at; None: the second half
     """How a run's updates stand to one printed line; JSON-able.
 
-    n, start; values[name]: mean, low, high of all updates; within: whether every printed value lies in its range; nearest: the
+    n, start; values[name]: mean, low, high (2.5 and 97.5 %) of all updates; within: whether every printed value lies between; nearest: the
     update whose largest relative difference is smallest, that `difference`, and its values; rises: share of updates in which
     D's step raises D(G(z)); rises_as_printed: by at least as much as printed.
     """
@@ -269,7 +270,7 @@ def printed_fit(losses,           # as `run_updates` returns it
     names = list(printed)
     distance = (rows[names] / list(printed.values()) - 1).abs().max(axis=1)
     best, rise = rows.loc[distance.idxmin()], rows.d_fake_after - rows.d_fake_before
-    values = {k: {"mean": float(rows[k].mean()), "low": float(rows[k].min()), "high": float(rows[k].max())} for k in names}
+    values = {k: {"mean": float(rows[k].mean()), **dict(zip(("low", "high"), map(float, rows[k].quantile([0.025, 0.975]))))} for k in names}
     as_printed = rise >= printed["d_fake_after"] - printed["d_fake_before"]
     return {"n": len(rows), "start": int(rows["update"].iloc[0]), "values": values,
             "within": all(v["low"] <= printed[k] <= v["high"] for k, v in values.items()),

@@ -273,7 +273,7 @@ def test_noise_paths():
 def test_printed_fit_looks_at_the_second_half():
     losses = pd.DataFrame({"update": range(100), "seconds": 1.0} | {k: np.full(100, 2 * v) for k, v in dcgan.PRINTED.items()})
     exact = pd.Series(dcgan.PRINTED)
-    losses.loc[10, exact.index] = exact
+    losses.loc[10:19, exact.index] = np.tile(exact, (10, 1))
     fit = dcgan.printed_fit(losses)
     assert fit["n"] == 51 and not fit["within"] and fit["nearest"]["difference"] == pytest.approx(1)
     fit = dcgan.printed_fit(losses, start=0)
