@@ -845,7 +845,8 @@ def augmented(images, shear=0.1, zoom=0.1, seed=0):
 
 def in_proportion(labels, reference):
     "Indices of as many of the images with these class numbers as have the class shares of the labels `reference`."
-    have, want = np.bincount(labels), np.bincount(reference) / len(reference)
+    most = max(labels.max(), reference.max()) + 1
+    have, want = np.bincount(labels, minlength=most), np.bincount(reference, minlength=most) / len(reference)
     n = np.floor(want * (have[want > 0] / want[want > 0]).min()).astype(int)
     return np.sort(np.concatenate([np.flatnonzero(labels == c)[:k] for c, k in enumerate(n)]))
 

@@ -232,7 +232,7 @@ def discriminator_report(gan, train, test, seed=0):
     """D on training images, test images and fresh fakes, as many of each as there are test images; JSON-able.
 
     alone, together (how batch normalization reads a batch) -> means and counts of D(x) > 0.5 of `train`, `test` and `fake`, and
-    `scores`: n, accuracy (threshold 0.5) and AUC of `train` and of `test` against `fake`, with bootstrap intervals over patients.
+    `scores`: accuracy (threshold 0.5) and AUC of `train` and of `test` against `fake`, with bootstrap intervals over patients.
     """
     n = min(len(train), len(test))
     rng = np.random.default_rng(seed_hash(seed, 2000))
@@ -251,7 +251,7 @@ def discriminator_report(gan, train, test, seed=0):
 def _real_or_fake(real, fake, patients):
     groups = [patient or f"real {i}" for i, patient in enumerate(patients)] + [f"fake {i}" for i in range(len(fake))]
     scores = classification_scores(np.repeat([1, 0], [len(real), len(fake)]), np.concatenate([real, fake]), n_boot=1000, groups=groups)
-    return {name: scores[name] for name in ("n", "accuracy", "auc")}
+    return {name: scores[name] | {"n": scores["n"]} for name in ("accuracy", "auc")}
 
 # %% ../nbs/02_dcgan.ipynb #9dacc3d5
 PRINTED = {"d_loss": 1.2223, "g_loss": 2.1597, "d_real": 0.6463,  # noori, section 7
