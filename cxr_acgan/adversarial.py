@@ -319,19 +319,21 @@ def seeded(seed):
 
 # %% ../nbs/foundations/adversarial.ipynb #9798c514
 class UpdateBackup(keras.callbacks.BackupAndRestore):
-    "Keras' `BackupAndRestore`, which takes the epoch to go on from from the model's own count of updates; `log` is written first."
+    "Keras' `BackupAndRestore` with files that appear whole or not at all; the model's own count of updates says where to go on."
     def __init__(self, folder, log=None, **kwargs):
         super().__init__(str(folder), **kwargs)
         self.log = log
 
     def on_train_begin(self, logs=None):
-        Path(self._training_metadata_path).unlink(missing_ok=True)  # may be cut off, and counts epochs
         super().on_train_begin(logs)
         self.model._initial_epoch = self.model.updates_done // self.params["steps"]
 
     def on_epoch_end(self, epoch, logs=None):
         if self.log: self.log.write()
-        super().on_epoch_end(epoch, logs)
+        part = Path(self.backup_dir) / "part.weights.h5"
+        part.parent.mkdir(parents=True, exist_ok=True)
+        self.model.save_weights(part, overwrite=True)
+        part.replace(self._weights_path)
 
     def on_train_end(self, logs=None):
         super().on_train_end(logs)
@@ -479,7 +481,7 @@ def run_updates(gan,       # AdversarialModel, compiled
         raise ValueError(f"sample_updates holds {wrong[0]}: it must be a multiple of checkpoint_every, "
                          f"{settings.checkpoint_every}, or the last update, {settings.updates}")
     log = UpdateLogger(folder / "losses.csv")
-    backup = UpdateBackup(folder / "backup", log, delete_checkpoint=False, double_checkpoint=True)
+    backup = UpdateBackup(folder / "backup", log, delete_checkpoint=False)
     callbacks = [log, SampleSaver(folder, settings.sample_updates, draw)]
     epochs, rest = divmod(settings.updates, settings.checkpoint_every)
     data = dict(x=images, y=labels, batch_size=settings.batch_size, verbose=verbose)

@@ -298,7 +298,7 @@ def test_single_batches_are_held_against_batches(tmp_path):
 
 
 def test_readers_of_carbone(tmp_path):
-    tested = lambda value: {'test': {'n': 400, 'accuracy': {'value': value, 'low': value - 0.05, 'high': value + 0.05}}}
+    tested = lambda value: {'test': {'n': 400, 'balanced_accuracy': {'value': value, 'low': value - 0.05, 'high': value + 0.05}}}
     distances = {'inception': {'repository': {'n': 60, 'frechet_distance': 130.0}}}
     for name, spaces, missing in (('a', distances, {}), ('b', {}, {'inception': 'no weights'})):
         record(tmp_path, name, 0, {'checkpoints': [{'update': 800} | tested(0.5), {'update': 1600} | tested(0.6)], 'on_test': {'update': 1600},
