@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import weakref
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from pathlib import Path
 from typing import Annotated, List, Optional
 
@@ -129,7 +129,7 @@ def _quiet_kernels(env):
 
 def _kill_kernels():
     "End the kernels that still run, so that nobody waits for their notebooks."
-    for process in [getattr(k.provisioner, 'process', None) for k in _KERNELS]:
+    for process in [getattr(k.provisioner, 'process', None) for k in list(_KERNELS)]:
         if process is not None: process.kill()
 
 
@@ -393,7 +393,8 @@ def reproduce_command(
             if stopped.is_set(): return
             running.append(path.stem)
             bar.set_description(', '.join(running))
-            copy = run_notebook(root, path, out / 'notebooks', parameters, bar)
+            try: copy = run_notebook(root, path, out / 'notebooks', parameters, bar)
+            except BaseException: stopped.set(); raise # before the lock lets the next one in
             running.remove(path.stem)
         if save: save_outputs(root, copy, path)
 
@@ -405,6 +406,7 @@ def reproduce_command(
             stopped.set()
             for w in waiting: w.cancel()
             _kill_kernels()
+            while wait(waiting, .5).not_done: _kill_kernels() # one may just have been starting
             raise
         bar.update(bar.total - bar.n)
     print(f'{len(runs)} notebooks at {profile} on {dataset}, seed {seed}: {out / "notebooks"}')
