@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 keras = pytest.importorskip('keras')
-from cxr_acgan import vit_attention as v  # noqa: E402
+from cxr_acgan import grid as g, shift as sh, vit_attention as v  # noqa: E402
 from cxr_acgan.adversarial import dtype_policy  # noqa: E402
 from cxr_acgan.data import draw_phantom, load_cxr, split_by_patient, training_share  # noqa: E402
 from cxr_acgan.results import RunRecord, runs_folder  # noqa: E402
@@ -195,18 +195,18 @@ def test_threshold_and_recipe_never_see_the_test_set(tmp_path, monkeypatch):
 
 
 def test_holm_and_pairs():
-    assert np.allclose(v.holm([0.013, 0.02, 0.001, 0.4]), [0.039, 0.04, 0.004, 0.4])
-    assert np.allclose(v.holm([0.02, 0.02, 0.02]), 0.06) and v.holm([0.9, 0.8]).tolist() == [1, 1]
+    assert np.allclose(g.holm([0.013, 0.02, 0.001, 0.4]), [0.039, 0.04, 0.004, 0.4])
+    assert np.allclose(g.holm([0.02, 0.02, 0.02]), 0.06) and g.holm([0.9, 0.8]).tolist() == [1, 1]
     rng = np.random.default_rng(0)
     y, groups = np.arange(300) % 2, np.arange(300) // 2
-    cell = lambda noise: {'runs': [], 'draws': {s: v._run_draws(type('Run', (), {'metrics': {
+    cell = lambda noise: {'runs': [], 'draws': {s: g._run_draws(type('Run', (), {'metrics': {
         'threshold': 0.5, 'predictions': {'test': {'label': y, 'patient': groups, 'probability': np.clip(0.25 + y / 2 + rng.normal(0, noise, 300), 0, 1)}}}}), 400)
         for s in range(3)}}
     cells = {('all', 'vit', 'duplicated'): cell(0.6), ('all', 'vit', 'vae'): cell(0.6), ('all', 'vit', 'gan'): cell(0.25)}
-    table = v.grid_differences(cells, ('auc', 'accuracy')).set_index(['score', 'images'])
+    table = g.grid_differences(cells, ('auc', 'accuracy')).set_index(['score', 'images'])
     assert (table.loc[(slice(None), 'gan'), 'low'] > 0).all() and (table['p, Holm'] >= table.p).all()
     assert table.loc[('auc', 'vae'), 'low'] < 0 < table.loc[('auc', 'vae'), 'high']
-    mean, low, high = v.cell_scores(cells['all', 'vit', 'gan'])['auc']
+    mean, low, high = g.cell_scores(cells['all', 'vit', 'gan'])['auc']
     assert low < mean < high and mean == pytest.approx(np.mean([s[0]['auc'] for s in cells['all', 'vit', 'gan']['draws'].values()]))
 
 
@@ -218,11 +218,11 @@ def test_framing_weights_take_the_film_away():
     labels = inside[:, :, 16:].any((1, 2)).astype(int)
     margin = rng.integers(0, 60, 600) + 25 * labels
     images[:, :, :3] = margin[:, None, None, None].astype('uint8')
-    framing = v.FramingWeights(images[:400], labels[:400])
+    framing = sh.FramingWeights(images[:400], labels[:400])
     weights, p = framing(images[400:], labels[400:]), framing.probabilities(images[400:])
-    assert v.weighted_auc(labels[400:], p) > 0.75 and abs(v.weighted_auc(labels[400:], p, weights) - 0.5) < 0.12
+    assert sh.weighted_auc(labels[400:], p) > 0.75 and abs(sh.weighted_auc(labels[400:], p, weights) - 0.5) < 0.12
     reader = np.stack([1 - inside[400:, :, 16:].any((1, 2)), inside[400:, :, 16:].any((1, 2))], 1)
-    assert v.weighted_auc(labels[400:], reader, weights) == 1 and all(n < 200 for n in v.effective_n(weights, labels[400:]))
+    assert sh.weighted_auc(labels[400:], reader, weights) == 1 and all(n < 200 for n in sh.effective_n(weights, labels[400:]))
 
 
 def test_maps_are_recorded(tmp_path):
@@ -239,7 +239,7 @@ def test_maps_are_recorded(tmp_path):
 
 
 def test_shift_of_a_data_set(tmp_path):
-    record = v.measure_shift('phantom', 'smoke', tmp_path / 'results', n=200)
+    record = sh.measure_shift('phantom', 'smoke', tmp_path / 'results', n=200)
     rows = pd.DataFrame(record.metrics['splits'])
     assert list(record.metrics['classes']) == ['NORMAL', 'PNEUMONIA'] and len(record.metrics['classes']['NORMAL']) == 10
     assert len(rows) == 10 and (rows.low <= rows.difference).all() and (rows.difference <= rows.high).all()
@@ -247,7 +247,7 @@ def test_shift_of_a_data_set(tmp_path):
     assert set(record.history.split) == {'train', 'test'} and record.history.n.sum() == 400
     moved = draw_phantom(100, 'test')
     moved = replace(moved, images=np.clip(moved.images.astype(int) + 30, 0, 255).astype('uint8'), fingerprint='')
-    table = v.shift_table(draw_phantom(100), moved, n_boot=50).set_index('statistic')
+    table = sh.shift_table(draw_phantom(100), moved, n_boot=50).set_index('statistic')
     assert table.loc['brightness', 'low'] > 0.5
 
 
@@ -266,10 +266,10 @@ def test_grid_is_one_recipe():
 
 
 def test_empty_tables_say_not_run(tmp_path):
-    cells = v.read_grid(tmp_path)
-    assert len(cells) == 20 and (v.grid_table(cells)['auc'] == 'not run').all() and len(v.grid_differences(cells)) == 0
-    assert v.choose_recipe('cnn', tmp_path) is None and (v.recipe_table('128', tmp_path).seeds == 0).all()
-    assert v.runs_table({'a': 'best_128'}, tmp_path)['auc'].tolist() == ['not run']
+    cells = g.read_grid(tmp_path)
+    assert len(cells) == 20 and (g.grid_table(cells)['auc'] == 'not run').all() and len(g.grid_differences(cells)) == 0
+    assert g.choose_recipe('cnn', tmp_path) is None and (g.recipe_table('128', tmp_path).seeds == 0).all()
+    assert g.runs_table({'a': 'best_128'}, tmp_path)['auc'].tolist() == ['not run']
 
 
 IMAGES = draw_phantom(4, image_size=32).images
@@ -286,13 +286,13 @@ IMAGES = draw_phantom(4, image_size=32).images
     (lambda out: v.grad_cam(v.cnn_classifier(32, widths=(4,)), IMAGES, layer='conv9'), "no layer 'conv9'"),
     (lambda out: v.randomised(v.cnn_classifier(32, widths=(4,)), top=99), 'top must be between 0 and'),
     (lambda out: v.map_correlation(np.ones((2, 3, 3)), np.ones((2, 4, 4))), 'same size'),
-    (lambda out: v.image_statistics(IMAGES / 255), 'uint8'),
-    (lambda out: v.Augmentation(crop=0.6), 'crop must be below 0.5'),
-    (lambda out: v.Augmentation(blur=-1), 'none may be negative'),
+    (lambda out: sh.image_statistics(IMAGES / 255), 'uint8'),
+    (lambda out: sh.Augmentation(crop=0.6), 'crop must be below 0.5'),
+    (lambda out: sh.Augmentation(blur=-1), 'none may be negative'),
     (lambda out: v.choose_threshold([1, 1], [0.2, 0.3]), 'both 0 and 1'),
     (lambda out: v.calibration([0, 1], [0.2, 1.3]), 'probability'),
     (lambda out: v.calibration([0, 1], [0.2, 0.3], bins=5), 'as many bins'),
-    (lambda out: v.holm([0.5, 2]), 'probabilities'),
+    (lambda out: g.holm([0.5, 2]), 'probabilities'),
     (lambda out: v.build_cell(replace(TINY, network='resnet')), "unknown network 'resnet'"),
     (lambda out: v.fit_cell((IMAGES, np.arange(4) % 2, None, 2), (IMAGES, np.arange(4) % 2), replace(TINY, updates=3)), 'multiple of rounds'),
     (lambda out: v.added_images(replace(TINY, source='diffusion'), draw_phantom(20)), "unknown source 'diffusion'"),
@@ -311,7 +311,7 @@ def test_bad_input(call, message, tmp_path):
 def test_kermany_films_tell_the_class(cxr_data):
     "What the augmentation answers: ten numbers of a picture tell ill from healthy in the training set, and the weights take that away."
     fitted, held_out = training_share(load_cxr('kermany', 'train', 64, progress=False))
-    framing = v.FramingWeights(fitted.images, fitted.labels)
+    framing = sh.FramingWeights(fitted.images, fitted.labels)
     p, weights = framing.probabilities(held_out.images), framing(held_out.images, held_out.labels)
-    assert v.weighted_auc(held_out.labels, p) > 0.9 and abs(v.weighted_auc(held_out.labels, p, weights) - 0.5) < 0.1
+    assert sh.weighted_auc(held_out.labels, p) > 0.9 and abs(sh.weighted_auc(held_out.labels, p, weights) - 0.5) < 0.1
     assert not set(fitted.patients) & set(held_out.patients) and len(fitted) + len(held_out) == 5_216
