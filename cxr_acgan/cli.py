@@ -108,10 +108,10 @@ def _drop_log_lines(path):
     "Take what libraries log on loading (TensorFlow's C++ part, tqdm without widgets) out of an executed copy's outputs."
     nb = json.loads(path.read_text(encoding='utf-8'))
     for cell in (c for c in nb['cells'] if c['cell_type'] == 'code'):
-        for output in (o for o in cell['outputs'] if o.get('name') == 'stderr'):
+        for output in (o for o in cell['outputs'] if o['output_type'] == 'stream'):
             lines = re.sub(r'\S*/ipykernel_\d+/\d+\.py:\d+: ', '', ''.join(output['text'])).splitlines(keepends=True)
             output['text'] = [t for t in lines if not _LOG_LINE.match(t)]
-        cell['outputs'] = [o for o in cell['outputs'] if o.get('name') != 'stderr' or o['text']]
+        cell['outputs'] = [o for o in cell['outputs'] if o['output_type'] != 'stream' or o['text']]
     _write_atomic(path, (json.dumps(nb, indent=1, ensure_ascii=False) + '\n').encode())
 
 

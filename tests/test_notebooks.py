@@ -50,6 +50,14 @@ def test_failing_cell_is_named(tmp_path):
         run_notebook(tmp_path, broken, tmp_path / 'out')
 
 
+def test_log_lines_are_dropped(tmp_path):
+    log = "WARNING:tensorflow:5 out of the last 13 calls to <function f> triggered tf.function retracing."
+    source = f"import sys\nprint('kept')\nprint({log!r})\nprint({log!r}, file=sys.stderr)\nprint('kept, too', file=sys.stderr)"
+    copy = run_notebook(tmp_path, write_notebook(tmp_path / 'nbs' / 'a.ipynb', source), tmp_path / 'out')
+    outputs = {o['name']: ''.join(o['text']) for o in json.loads(copy.read_text())['cells'][0]['outputs']}
+    assert outputs == {'stdout': 'kept\n', 'stderr': 'kept, too\n'}
+
+
 def test_a_failure_ends_what_runs_beside_it(tmp_path, monkeypatch, capfd):
     (tmp_path / 'settings.ini').touch()
     begun = tmp_path / 'begun'
