@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .metrics import confusion_matrices_fitting, score_differences, scores_from_confusion, wilson_interval
+from .metrics import confusion_matrices_fitting, mean_over_runs, prediction_draws, score_differences, scores_from_confusion, wilson_interval
 from .results import load_runs, mean_interval
 
 # %% ../nbs/foundations/ledger.ipynb #7282cfa5
@@ -327,17 +327,24 @@ def _over_runs(rows):
     return value, low, high, n, "of the one run" if low is not None else "one run, no interval"
 
 
-def _paired(runs, others, field):
-    "Difference of two runs on the same images, by `score_differences`; None where their records do not allow it."
+def _paired(groups, signs, field):
+    "Runs (a list for each sign, the same seeds) added up or subtracted, by their predictions of the same images; None where the records do not allow it."
     keys = field.split(".")
-    if len(runs) != 1 or keys[0] != "scores" or len(keys) != 3:
+    if keys[0] != "scores" or len(keys) != 3:
         return None
-    a, b = (run.metrics.get("predictions", {}).get(keys[1]) for run in (runs[0], others[0]))
-    if not a or not b or a["label"] != b["label"] or a["patient"] != b["patient"]:
+    found = [[run.metrics.get("predictions", {}).get(keys[1]) for run in group] for group in groups]
+    first = found[0][0]
+    if any(not f or f["label"] != first["label"] or f["patient"] != first["patient"] for group in found for f in group):
         return None
-    at = [0.5 if run.metrics.get("threshold") is None else run.metrics["threshold"] for run in (runs[0], others[0])]
-    found = score_differences(a["label"], a["probability"], b["probability"], at, groups=a["patient"])[keys[2]]
-    return found["value"], found["low"], found["high"], len(a["label"]), "paired bootstrap over patients"
+    at = [[0.5 if run.metrics.get("threshold") is None else run.metrics["threshold"] for run in group] for group in groups]
+    if len(groups) == 2 and len(found[0]) == 1:
+        (a,), (b,) = found
+        over = score_differences(a["label"], a["probability"], b["probability"], (at[0][0], at[1][0]), groups=a["patient"])[keys[2]]
+        return over["value"], over["low"], over["high"], len(a["label"]), "paired bootstrap over patients"
+    draws = [[prediction_draws(f, t) for f, t in zip(*pair)] for pair in zip(found, at)]
+    total = lambda part: [sum(sign * d[part][keys[2]] for sign, d in zip(signs, each)) for each in zip(*draws)]
+    over = mean_over_runs(total(0), total(1))
+    return over["value"], over["low"], over["high"], len(first["label"]), "paired, over patients and seeds"
 
 
 def _difference(runs, against, claim, root):
@@ -348,8 +355,8 @@ def _difference(runs, against, claim, root):
     if not common:
         return None
     groups = [[r for r in group if r.seed in common] for group in (runs, *others)]
-    if len(groups) == 2 and not names[0][2] and (found := _paired(*groups, claim.field)):
-        return (*found, 1)
+    if not any(path for _, _, path in names) and (found := _paired(groups, (1, -1, -1, 1), claim.field)):
+        return (*found, len(common))
     paths = [claim.field, *(path or claim.field for _, _, path in names)]
     values = np.array([[_value(r, path, claim.rule)[0] for r in group] for group, path in zip(groups, paths)])
     rows = [(float(v), None, None, _value(groups[0][0], claim.field, claim.rule)[3])

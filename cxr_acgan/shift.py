@@ -147,6 +147,8 @@ class Augmentation:
     contrast: float = 0.0  # factor exp(-contrast) .. exp(contrast) around the mean
     gamma: float = 0.0     # exponent exp(-gamma) .. exp(gamma)
     blur: float = 0.0      # Gaussian deviation up to this, pixels of an image of 64
+    noise: float = 0.0     # Gaussian deviation up to this, gray levels
+    mirror: bool = False   # left and right exchanged in half of the images
 
     def __post_init__(self):
         if min(asdict(self).values()) < 0 or self.crop >= 0.5:
@@ -162,6 +164,7 @@ def augment(images,   # uint8 (n, h, w, 1)
     edges, angle = between(-s.pad, s.crop, 4), np.deg2rad(between(-s.rotation, s.rotation))
     gain, power = np.exp(between(-s.contrast, s.contrast)), np.exp(between(-s.gamma, s.gamma))
     sigma, out, ramp = between(0, s.blur) * w / 64, np.empty_like(images), np.linspace(0, 1, 256)
+    mirrored, grain = rng.random(n) < 0.5 * s.mirror, between(0, s.noise)
     for k in range(n):
         x = images[k, ..., 0]
         if s.crop or s.pad or s.rotation:
@@ -170,7 +173,10 @@ def augment(images,   # uint8 (n, h, w, 1)
             curve = 255 * ramp**power[k]
             mean = curve[x].mean()
             x = cv2.LUT(x, np.clip(np.rint(mean + gain[k] * (curve - mean)), 0, 255).astype("uint8"))
-        out[k, ..., 0] = cv2.GaussianBlur(x, (0, 0), sigma[k]) if sigma[k] > 0.1 else x
+        x = cv2.GaussianBlur(x, (0, 0), sigma[k]) if sigma[k] > 0.1 else x
+        if s.noise:
+            x = np.clip(np.rint(x + grain[k] * rng.standard_normal(x.shape, dtype="float32")), 0, 255).astype("uint8")
+        out[k, ..., 0] = x[:, ::-1] if mirrored[k] else x
     return out
 
 

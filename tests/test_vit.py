@@ -9,7 +9,8 @@ keras = pytest.importorskip('keras')
 from cxr_acgan import grid as g, shift as sh, vit_attention as v  # noqa: E402
 from cxr_acgan.adversarial import dtype_policy  # noqa: E402
 from cxr_acgan.data import draw_phantom, load_cxr, split_by_patient, training_share  # noqa: E402
-from cxr_acgan.results import RunRecord, runs_folder  # noqa: E402
+from cxr_acgan.metrics import prediction_draws  # noqa: E402
+from cxr_acgan.results import RunRecord, load_network, runs_folder, weights_digest  # noqa: E402
 
 TINY = v.CellSettings(options={'widths': (8, 16), 'dense': 16}, image_size=32, updates=60, batch_size=16, learning_rate=5e-3, rounds=2)
 SMALL_VIT = dict(image_size=32, hidden_dim=16, num_heads=2, num_layers=3)
@@ -144,7 +145,7 @@ def write_generator(root, fingerprint, experiment='grid_gan_all'):
     folder = runs_folder(experiment, 'smoke', 0, root)
     folder.mkdir(parents=True)
     keras.Model([noise, labels], x).save(folder / 'generator.keras')
-    RunRecord(experiment, 'smoke', 0, {}, {'fingerprint': fingerprint}, {}, pd.DataFrame({'update': [0]})).write(root)
+    RunRecord(experiment, 'smoke', 0, {}, {'fingerprint': fingerprint}, {}, pd.DataFrame({'update': [0]}), 7.0).write(root)
 
 
 def test_a_generator_of_other_patients_is_refused(tmp_path):
@@ -153,20 +154,34 @@ def test_a_generator_of_other_patients_is_refused(tmp_path):
     tenth, _ = training_share(draw_phantom(160), 0.1)
     with pytest.raises(FileNotFoundError, match='cxr-acgan train grid_gan_all --profile smoke --seed 0'): v.added_images(settings, whole, 'smoke', 0, root)
     write_generator(root, whole.fingerprint)
-    images, labels = v.added_images(settings, whole, 'smoke', 0, root)
-    assert images.dtype == np.uint8 and np.bincount(labels).tolist() == [len(whole) // 2] * 2
-    assert [round(images[labels == c].mean()) for c in (0, 1)] == [51, 204]
+    added = v.added_images(settings, whole, 'smoke', 0, root)
+    assert added.images.dtype == np.uint8 and np.array_equal(np.bincount(added.labels), np.bincount(whole.labels))
+    assert [round(added.images[added.labels == c].mean()) for c in (0, 1)] == [51, 204]
+    network = load_network('grid_gan_all', 'smoke', 0, root=root)
+    assert added.generator == {'experiment': 'grid_gan_all', 'weights': weights_digest(network), 'seconds': 7.0}
     with pytest.raises(ValueError, match='trained on other images'): v.added_images(settings, tenth, 'smoke', 0, root)
 
 
 def test_the_sources_differ_in_nothing_but_the_images():
     fitted, _ = training_share(draw_phantom(160, num_classes=3))
     sets = {s: v.added_images(replace(v.CNN, source=s), fitted, seed=3) for s in ('real', 'duplicated', 'classic')}
-    assert len(sets['real'][0]) == 0 and np.array_equal(sets['duplicated'][1], sets['classic'][1])
-    counts = np.bincount(sets['duplicated'][1])
-    assert counts.sum() == len(fitted) and np.ptp(counts) <= 1
-    per_image = np.unique(sets['duplicated'][0].reshape(len(fitted), -1), axis=0, return_counts=True)[1]
-    assert per_image.max() <= 2
+    assert len(sets['real'].images) == 0 and np.array_equal(sets['duplicated'].labels, sets['classic'].labels)
+    assert np.array_equal(np.bincount(sets['duplicated'].labels), np.bincount(fitted.labels))
+    assert len(np.unique(sets['duplicated'].images.reshape(len(fitted), -1), axis=0)) == len(np.unique(fitted.images.reshape(len(fitted), -1), axis=0))
+    more = v.added_images(replace(v.CNN, source='duplicated', added=1.7), fitted)
+    assert abs(len(more.labels) - 1.7 * len(fitted)) <= 1 and set(np.bincount(more.stand_for)) <= {1, 2}
+
+
+def test_an_added_image_is_drawn_as_often_as_the_one_it_stands_for():
+    "Otherwise images that look unlike their class, a generator's for instance, would be drawn more often than the duplicates they are compared with."
+    fitted, _ = training_share(draw_phantom(160))
+    framing = sh.FramingWeights(fitted.images, fitted.labels)
+    dark = v.added_images(replace(v.CNN, source='duplicated'), fitted)
+    dark = dark._replace(images=dark.images // 4)
+    _, _, odds, _ = v._pool(replace(v.CNN, balanced=True), fitted, dark, framing, lambda x: x)
+    n = len(fitted)
+    assert len(odds) == 2 * n and np.ptp(odds) > 0.1 and np.array_equal(odds[n:], odds[:n][dark.stand_for])
+    assert v._pool(v.CNN, fitted, dark, framing, lambda x: x)[2] is None
 
 
 def test_threshold_and_recipe_never_see_the_test_set(tmp_path, monkeypatch):
@@ -185,8 +200,11 @@ def test_threshold_and_recipe_never_see_the_test_set(tmp_path, monkeypatch):
         return load(name, split, *args, **kwargs)
     monkeypatch.setattr(v, 'load_cxr', no_test)
     candidate = v.train_cell('recipe_cnn_strong_balanced', 'smoke', 'phantom', 0, tmp_path / 'c')
-    assert 'scores' not in candidate.metrics and 'predictions' not in candidate.metrics and 0 <= candidate.metrics['validation']['balanced_auc'] <= 1
+    assert 'scores' not in candidate.metrics and set(candidate.metrics['predictions']) == {'validation'} and 0 <= candidate.metrics['validation']['balanced_auc'] <= 1
     read = RunRecord.read(first.path)
+    kept = read.metrics['predictions']['validation']
+    again = v.choose_threshold(kept['label'], kept['probability'], kept['weight'])
+    assert again == pytest.approx(read.metrics['threshold'], abs=1e-3) and len(set(kept['patient'])) == read.metrics['sets']['validation']['patients']
     found, p = read.metrics['predictions']['test'], read.metrics['scores']['test']
     called = np.array(found['probability']) >= read.metrics['threshold']
     assert np.mean(called == np.array(found['label'])) == pytest.approx(p['accuracy']['value'])
@@ -199,9 +217,8 @@ def test_holm_and_pairs():
     assert np.allclose(g.holm([0.02, 0.02, 0.02]), 0.06) and g.holm([0.9, 0.8]).tolist() == [1, 1]
     rng = np.random.default_rng(0)
     y, groups = np.arange(300) % 2, np.arange(300) // 2
-    cell = lambda noise: {'runs': [], 'draws': {s: g._run_draws(type('Run', (), {'metrics': {
-        'threshold': 0.5, 'predictions': {'test': {'label': y, 'patient': groups, 'probability': np.clip(0.25 + y / 2 + rng.normal(0, noise, 300), 0, 1)}}}}), 400)
-        for s in range(3)}}
+    predictions = lambda noise: {'label': y, 'patient': groups, 'probability': np.clip(0.25 + y / 2 + rng.normal(0, noise, 300), 0, 1)}
+    cell = lambda noise: {'runs': [], 'draws': {s: prediction_draws(predictions(noise), 0.5, 400) for s in range(3)}}
     cells = {('all', 'vit', 'duplicated'): cell(0.6), ('all', 'vit', 'vae'): cell(0.6), ('all', 'vit', 'gan'): cell(0.25)}
     table = g.grid_differences(cells, ('auc', 'accuracy')).set_index(['score', 'images'])
     assert (table.loc[(slice(None), 'gan'), 'low'] > 0).all() and (table['p, Holm'] >= table.p).all()
@@ -262,12 +279,13 @@ def test_grid_is_one_recipe():
             seen = {str({k: x for k, x in asdict(v.PROFILES[f'grid_{network}_{s}_{a}'][profile]).items() if k not in ('source', 'share', 'generator')})
                     for s in v.SOURCES for a in v.SHARES}
             assert len(seen) == 1
+    assert v.PROFILES['grid_plain_gan_10']['cpu'] == replace(v.PROFILES['recipe_cnn_plain']['cpu'], tested=True, source='gan', generator='grid_gan_10', share=0.1)
     assert v.PROFILES['preprocess_both']['cpu'].gaussian_kernel == 3 and v.PROFILES['best_128']['cpu'].image_size == 128
 
 
 def test_empty_tables_say_not_run(tmp_path):
     cells = g.read_grid(tmp_path)
-    assert len(cells) == 20 and (g.grid_table(cells)['auc'] == 'not run').all() and len(g.grid_differences(cells)) == 0
+    assert len(cells) == 25 and (g.grid_table(cells)['auc'] == 'not run').all() and len(g.grid_differences(cells)) == 0
     assert g.choose_recipe('cnn', tmp_path) is None and (g.recipe_table('128', tmp_path).seeds == 0).all()
     assert g.runs_table({'a': 'best_128'}, tmp_path)['auc'].tolist() == ['not run']
 
