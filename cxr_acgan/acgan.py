@@ -42,10 +42,12 @@ def acgan_generator(latent_dim=100,  # width of the noise
 
     Inputs: noise (n, latent_dim) uniform in [-1, 1] and labels one-hot (n, num_classes), float32.
     Output: images (n, image_size, image_size, channels), float32 in [0, 1].
-    Raises ValueError where image_size is no multiple of 8 or the normalization is unknown.
+    Raises ValueError where image_size is no multiple of 8, the normalization is unknown, or latent_dim or num_classes is below 1.
     """
     if image_size < 8 or image_size % 8:
         raise ValueError(f"image_size must be a multiple of 8, got {image_size}")
+    if latent_dim < 1 or num_classes < 1:
+        raise ValueError(f"latent_dim and num_classes must be at least 1, got {latent_dim} and {num_classes}")
     if normalization not in ("layer", "batch"):
         raise ValueError(f"normalization must be 'layer' or 'batch', got {normalization!r}")
     Normalization = layers.LayerNormalization if normalization == "layer" else layers.BatchNormalization

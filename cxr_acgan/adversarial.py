@@ -87,9 +87,9 @@ def fit_arguments(x,      # array (n, ...)
 # %% ../nbs/foundations/adversarial.ipynb #3a0b05ca
 def seed_hash(seed,   # int >= 0
               index): # int >= 0, the number of the stream
-    "A 31-bit hash of `(seed, index)`; raises ValueError for a negative or fractional seed."
-    if not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ValueError(f"seed must be an integer of at least 0, got {seed!r}")
+    "A 31-bit hash of `(seed, index)`; ValueError for a seed that is no whole number from 0 to 2**32 - 1."
+    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be an integer of at least 0 and below 2**32, got {seed!r}")
     return int(np.random.SeedSequence([int(seed), index]).generate_state(1)[0] >> 1)
 
 # %% ../nbs/foundations/adversarial.ipynb #2ce30e4c
@@ -222,12 +222,13 @@ class AdversarialModel(BackendModel):
     def set_data(self, images, labels=None, batch_size=32):
         "Hold the real images (uint8) and labels that updates draw from."
         labels = np.zeros(len(images)) if labels is None else np.asarray(labels)
-        height, width = self.discriminator.input_shape[1:3]
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:3] != (height, width):
-            raise ValueError(f"images must be uint8 of shape (n, {height}, {width}, channels), "
-                             f"got {images.dtype} {images.shape}")
+        height, width, channels = self.discriminator.input_shape[1:4]
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:3] != (height, width) or images.shape[3] not in (1, channels):
+            raise ValueError(f"images must be uint8 of shape (n, {height}, {width}, {channels}) or gray, got {images.dtype} {images.shape}")
         if len(labels) != len(images) or len(images) == 0:
             raise ValueError(f"need as many labels as images and at least one, got {len(labels)} and {len(images)}")
+        if not np.array_equal(labels, labels.astype("int64")):
+            raise ValueError("labels must be whole numbers")
         if labels.min() < 0 or labels.max() >= self.num_classes:
             raise ValueError(f"labels must lie in 0..{self.num_classes - 1}, got {labels.min()}..{labels.max()}")
         if batch_size < 1:

@@ -341,14 +341,18 @@ def _default_dataset(experiment, profile):
     return 'phantom' if profile == 'smoke' else 'covidx' if experiment.split('_')[0] in ('carbone', 'balance') else 'kermany'
 
 
+def _check_seed(seed):
+    if not 0 <= seed < 2**32: raise ValueError(f'seed {seed}: must be a whole number from 0 to 2**32 - 1')
+
+
 def _check_run(profile, dataset, seed):
     "ValueError for an unknown profile or data set or a negative seed; returns the data set, a folder as an absolute path."
     if profile not in RUN_PROFILES: raise ValueError(f'unknown profile {profile!r}: use {", ".join(RUN_PROFILES)}')
-    if seed < 0: raise ValueError(f'seed {seed}: must be a whole number >= 0')
+    _check_seed(seed)
     from cxr_acgan.data import DATASETS
     names = ['phantom', *(n for n in DATASETS if n != 'phantom')]
     if dataset in names: return dataset
-    if Path(dataset).is_dir(): return str(Path(dataset).resolve())
+    if dataset and Path(dataset).is_dir(): return str(Path(dataset).resolve())
     raise ValueError(f'unknown dataset {dataset!r}: use {", ".join(names)}, or the path of a folder of class folders')
 
 
@@ -379,11 +383,13 @@ def reproduce_command(
     dataset = _check_run(profile, dataset, seed)
     _need('papermill', 'ipykernel', 'nbdev', *([] if shutil.which('quarto') else ['smalldocs']))
     from tqdm import tqdm
-    out = _writable(out)
-    records = root / 'results' if save and profile != 'smoke' else out / 'results'
+    records = root / 'results' if save and profile != 'smoke' else out.resolve() / 'results'
     given = dict(profile=profile, dataset=dataset, seed=seed, out=str(records), **({'experiment': experiment} if experiment else {}))
     runs = [(p, given if notebook_parameters(p) else {}) for p in paths]
     for path, parameters in runs: check_parameters(path, parameters)
+    if experiment and len(runs) > 1: raise ValueError(f'experiment {experiment!r} is one notebook\'s: name the notebook, for instance `cxr-acgan reproduce acgan --experiment singh`')
+    if experiment: _module_of(experiment, profile, [paths[0].stem.partition('_')[2]])
+    out = _writable(out)
     cells = [len(json.loads(p.read_text(encoding='utf-8'))['cells']) + bool(q) for p, q in runs]
     jobs = jobs or (min(2, os.cpu_count() or 1) if profile == 'smoke' else 1)
     alone, stopped, running = threading.Lock(), threading.Event(), []
@@ -423,7 +429,7 @@ def _site(root, out):
 @app.command('data')
 def data_command(
     name: Annotated[str, typer.Argument(help='phantom, a known data set, or a folder of class folders.')] = 'phantom',
-    split: Annotated[str, typer.Option(help='train, test or val.')] = 'train',
+    split: Annotated[str, typer.Option(help='train, test, val, or all.')] = 'train',
     image_size: Annotated[int, typer.Option(help='Pixels a side.')] = 64,
     root: Annotated[Optional[Path], typer.Option(help='Folder of the data set; looked for as load_cxr does otherwise.', show_default=False)] = None,
     as_json: Annotated[bool, typer.Option('--json', help='Print JSON.')] = False,
@@ -447,7 +453,7 @@ def train_command(
     overwrite: Annotated[bool, typer.Option('--overwrite', help='Train again and replace a finished record.')] = False,
 ):
     "Train an experiment and write its record. A killed training goes on from its last backup; a finished one whose weights are missing gets them again."
-    dataset = _check_run(profile, dataset or _default_dataset(experiment, profile), seed)
+    dataset = _check_run(profile, _default_dataset(experiment, profile) if dataset is None else dataset, seed)
     out = _writable(out)
     module = _module_of(experiment, profile)
     train = getattr(module, TRAINERS[module.__name__.rpartition('.')[2]])
@@ -521,7 +527,7 @@ def sample_command(
 ):
     "Draw images from trained weights on one sheet."
     if n < 1: raise ValueError(f'n {n}: must be at least 1')
-    if seed < 0: raise ValueError(f'seed {seed}: must be a whole number >= 0')
+    _check_seed(seed)
     if out.suffix.lower() != '.png': raise ValueError(f'{out}: the sheet is a PNG file; give a name that ends in .png')
     _writable(out.resolve().parent)
     module = _module_of(experiment, profile, SAMPLERS)
@@ -544,12 +550,13 @@ def evaluate_command(
     out: Annotated[Path, typer.Option(help='Folder of the records; weights lie in runs/ beside it.')] = Path('results'),
 ):
     "Measure a generator's images: distances to real ones, precision, recall, coverage, diversity, copies of training images."
-    dataset = _check_run(profile, dataset or _default_dataset(experiment, profile), seed)
+    dataset = _check_run(profile, _default_dataset(experiment, profile) if dataset is None else dataset, seed)
     if n < 1: raise ValueError(f'n {n}: must be at least 1')
     if space not in ('cxr', 'inception'): raise ValueError(f'unknown space {space!r}: use cxr, inception')
     out = _writable(out)
-    from cxr_acgan.dcgan import measure_dcgan
-    from cxr_acgan.vgg16_eval import measure_images
+    with _quiet():
+        from cxr_acgan.dcgan import measure_dcgan
+        from cxr_acgan.vgg16_eval import measure_images
     module = experiment != 'real' and _module_of(experiment, profile, SAMPLERS).__name__
     measure = measure_dcgan if module == 'cxr_acgan.dcgan' else measure_images
     record = measure(experiment, profile, dataset, seed, out, n, space)
@@ -589,7 +596,7 @@ def main(
     argv=None, # arguments without the program's name; those of the process by default
 ):
     "Run the command; returns the exit status: 0, 2 for an error (one line on standard error), 130 when interrupted."
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = list(sys.argv[1:] if argv is None else argv) or ['--help']
     shown = '--traceback' in argv
     try: return app(args=[a for a in argv if a != '--traceback'], prog_name='cxr-acgan', standalone_mode=False) or 0
     except KeyboardInterrupt:
@@ -597,6 +604,6 @@ def main(
         return 130
     except Exception as e:
         usage = hasattr(e, 'format_message') # a wrong option, from typer
-        if shown and not usage or not usage and not isinstance(e, (ValueError, OSError, ImportError)): raise
+        if shown and not usage or not usage and not isinstance(e, (ValueError, OSError, ImportError, RuntimeError)): raise
         print(error_line(e), file=sys.stderr)
         return 2

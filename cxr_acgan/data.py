@@ -600,6 +600,8 @@ def load_cxr(
     """
     _check_seed(seed)
     if not isinstance(image_size, (int, np.integer)) or image_size < 1: raise ValueError(f'image_size {image_size!r}: must be a whole number >= 1')
+    if n is not None and (not isinstance(n, (int, np.integer)) or n < 1 and name != 'phantom'): raise ValueError(f'n {n!r}: must be a whole number >= 1')
+    if name is None or not str(name): raise ValueError(f'no dataset named: use {", ".join(DATASETS)}, or the path of a folder of class folders')
     if name == 'phantom': ds, n = draw_phantom(512 if n is None else n, split, image_size, num_classes=num_classes, seed=seed), None
     elif str(name) in DATASETS: ds = _load_known(str(name), split, image_size, root, cache_dir, strict, progress, download)
     elif Path(name).expanduser().is_dir(): ds = _load_any(Path(name).expanduser(), split, image_size, cache_dir, strict, progress)
@@ -688,9 +690,11 @@ def preprocess(
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.ndim == 4 and images.shape[3] != 1:
         raise ValueError(f'images must be uint8 (n, height, width[, 1]), not {images.dtype} {images.shape}')
     if equalize not in ('none', 'hist', 'clahe'): raise ValueError(f'equalize {equalize!r}: use none, hist or clahe')
-    if gaussian_kernel < 0 or gaussian_kernel > 1 and gaussian_kernel % 2 == 0: raise ValueError(f'gaussian_kernel {gaussian_kernel}: must be odd, or 0 for no filter')
+    for name, value, least in (('gaussian_kernel', gaussian_kernel, 0), ('image_size', 1 if image_size is None else image_size, 1), ('tile_grid', tile_grid, 1)):
+        if not isinstance(value, (int, np.integer)) or value < least: raise ValueError(f'{name} {value!r}: must be a whole number >= {least}')
+    if clip_limit <= 0: raise ValueError(f'clip_limit {clip_limit}: must be above 0')
+    if gaussian_kernel > 1 and gaussian_kernel % 2 == 0: raise ValueError(f'gaussian_kernel {gaussian_kernel}: must be odd, or 0 for no filter')
     if gaussian_sigma < 0: raise ValueError(f'gaussian_sigma {gaussian_sigma}: must be >= 0 pixels')
-    if image_size is not None and image_size < 1: raise ValueError(f'image_size {image_size}: must be 1 or more')
     clahe = cv2.createCLAHE(clip_limit, (tile_grid, tile_grid)) if equalize == 'clahe' else None
     def one(x):
         if image_size: x = _resize(x, image_size)
@@ -737,6 +741,7 @@ def split_by_patient(
     to more than 1, for a negative seed, and where a part would lack a class.
     """
     _check_seed(seed)
+    if not len(dataset): raise ValueError(f'{dataset.name}: no images to split')
     single = np.ndim(fractions) == 0
     f = np.array([1 - fractions, fractions] if single else fractions, float)
     if f.size == 0 or not ((f > 0) & (f <= 1)).all() or f.sum() > 1 + 1e-9 or single and f.min() <= 0:
@@ -787,6 +792,8 @@ def leakage_report(
     across_classes, across_patients. without_patient: images that name none, for which only near-duplicates can tell.
     """
     datasets = [datasets] if isinstance(datasets, CXRDataset) else list(datasets)
+    if not any(len(d) for d in datasets): raise ValueError('no images: give at least one dataset that has some')
+    if not isinstance(size, (int, np.integer)) or size < 2: raise ValueError(f'size {size!r}: must be a whole number >= 2')
     who = [set(d.patients) - {''} for d in datasets]
     shared = {f'{datasets[i].split} & {datasets[j].split}': sorted(who[i] & who[j]) for i in range(len(who)) for j in range(i + 1, len(who))}
     at = [(d, i) for d in range(len(datasets)) for i in range(len(datasets[d]))]

@@ -9,8 +9,8 @@ __all__ = ['GRID_SCORES', 'NAMES', 'recipe_table', 'choose_recipe', 'read_cell',
 # %% ../nbs/foundations/grid.ipynb #48d06712
 import numpy as np
 import pandas as pd
-from .metrics import mean_over_runs, prediction_draws
-from .results import load_runs
+from .metrics import prediction_draws
+from .results import load_runs, mean_over_runs
 from .vit_attention import CHOSEN, GRID, RECIPE_SEEDS, RECIPES, SHARES, SOURCES
 
 # %% ../nbs/foundations/grid.ipynb #9eb19be4

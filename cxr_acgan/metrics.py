@@ -7,7 +7,7 @@ __all__ = ['frechet_distance_from_moments', 'frechet_distance', 'KernelDistance'
            'intra_frechet_distance', 'nearest_neighbours', 'precision_recall', 'psnr', 'ssim', 'ms_ssim',
            'ms_ssim_diversity', 'tsne_embedding', 'wilson_interval', 'copy_scores', 'plant_copies',
            'memorisation_report', 'scores_from_confusion', 'confusion_matrices_fitting', 'classification_scores',
-           'score_differences', 'prediction_draws', 'mean_over_runs']
+           'score_differences', 'prediction_draws']
 
 # %% ../nbs/foundations/metrics.ipynb #0bb74ab2
 from statistics import NormalDist
@@ -738,7 +738,7 @@ def score_differences(
     values = {k: value_a[k] - value_b[k] for k in value_a}
     return {'n': len(y), **_intervals(values, {k: draws_a[k] - draws_b[k] for k in values}, level)}
 
-# %% ../nbs/foundations/metrics.ipynb #8d46ff6d
+# %% ../nbs/foundations/metrics.ipynb #d2822673
 def prediction_draws(
     predictions,    # dict of lists as records keep them: label, patient, probability ((n,) of class 1, or (n, C))
     threshold=None, # of two classes; None: 0.5
@@ -748,22 +748,3 @@ def prediction_draws(
     y, p = np.array(predictions['label']), np.array(predictions['probability'])
     classes = 2 if p.ndim == 1 else p.shape[1]
     return _score_draws(y, p, classes, 0.5 if threshold is None else threshold, n_boot, predictions['patient'], 0)[1:]
-
-
-def mean_over_runs(
-    values,     # one a run, shape (s,)
-    draws,      # of each run in the same bootstrap samples, shape (s, n_boot)
-    level=0.95, # of the interval
-):              # dict: value, low, high, and p (two-sided, of a mean of 0)
-    "Mean over runs on the same images with an interval over patients and runs (Satterthwaite 1946); of one run over patients alone. ValueError for shapes that do not fit."
-    values, draws = np.asarray(values, float), np.asarray(draws, float)
-    if values.ndim != 1 or draws.ndim != 2 or len(values) != len(draws) or not len(values) or draws.shape[1] < 2:
-        raise ValueError(f'values {values.shape} and draws {draws.shape}: need (s,) and (s, n_boot)')
-    from scipy.stats import t
-    n, mean, patients = len(values), values.mean(), draws.mean(axis=0).var(ddof=1)
-    runs = values.var(ddof=1) / n if n > 1 else 0.0
-    freedom = (patients + runs)**2 / (runs**2 / (n - 1)) if runs else np.inf
-    error = np.sqrt(patients + runs)
-    half = t.ppf((1 + level) / 2, freedom) * error
-    p = 2 * t.sf(abs(mean) / error, freedom) if error else float(mean == 0)
-    return {'value': float(mean), 'low': float(mean - half), 'high': float(mean + half), 'p': float(p)}

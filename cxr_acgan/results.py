@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['results_root', 'runs_folder', 'load_network', 'weights_digest', 'environment', 'device_name', 'commit_name',
            'RunRecord', 'json_value', 'load_runs', 'image_sheet', 'show_sheet', 'sheet_images', 'record_images',
-           'show_embedding', 'mean_interval', 'reported_vs_ours', 'logged', 'plot_losses', 'not_run', 'provenance',
-           'layer_table', 'layer_graph', 'draw_model']
+           'thumbnail_places', 'show_embedding', 'mean_interval', 'mean_over_runs', 'reported_vs_ours',
+           'shared_variance', 'logged', 'plot_losses', 'not_run', 'provenance', 'layer_table', 'layer_graph',
+           'draw_model']
 
 # %% ../nbs/foundations/results.ipynb #2a8c9d43
 import hashlib
@@ -47,7 +48,8 @@ def load_network(experiment, profile, seed,
     import keras
     path = runs_folder(experiment, profile, seed, root) / f"{name}.keras"
     if not path.exists():
-        raise FileNotFoundError(f"no weights at {path}: `cxr-acgan train {experiment} --profile {profile} --seed {seed}` gets them")
+        there = "" if results_root(root) == results_root(None) else f" --out {results_root(root)}"
+        raise FileNotFoundError(f"no weights at {path}: `cxr-acgan train {experiment} --profile {profile} --seed {seed}{there}` gets them")
     return keras.saving.load_model(path, compile=False)
 
 
@@ -162,6 +164,9 @@ class RunRecord:
             history = pd.read_csv(path / "history.csv")
         except ValueError as error:
             raise ValueError(f"{path} holds a broken record: {error}") from error
+        missing = [k for k in ("experiment", "profile", "seed", "settings", "dataset", "wall_s") if k not in run]
+        if missing:
+            raise ValueError(f"{path} holds a broken record: run.json has no {', '.join(missing)}")
         known = {k: run.pop(k) for k in ("experiment", "profile", "seed", "settings", "dataset", "wall_s")}
         return cls(**known, metrics=metrics, history=history, environment=run, path=path)
 
@@ -248,16 +253,21 @@ def record_images(record, name="samples.png"):
     return sheet_images(sheet, record.settings["image_size"])
 
 # %% ../nbs/foundations/results.ipynb #2d5d9feb
-def _free_places(xy, size, limit, seed):
-    "Indices of points, tried in random order, around which squares with sides of `size` do not overlap."
-    chosen = []
+def thumbnail_places(xy,        # (n, 2)
+                     limit=40,  # at most so many
+                     size=0.07, # side of a thumbnail, as a share of the map's longer side
+                     seed=0, among=None):  # indices to choose from; None: all
+    "Indices of points, tried in random order, on which thumbnails do not overlap."
+    xy, chosen = np.asarray(xy, float), []
+    side = 1.05 * size * (np.ptp(xy, axis=0).max() or 1)
     for i in np.random.default_rng(seed).permutation(len(xy)):
-        if len(chosen) < limit and all(np.abs(xy[i] - xy[j]).max() >= size for j in chosen):
+        if len(chosen) < limit and (among is None or i in among) and all(np.abs(xy[i] - xy[j]).max() >= side for j in chosen):
             chosen.append(int(i))
     return chosen
 
+
 def show_embedding(xy,             # (n, 2), places in the plane
-                   images=None,    # uint8 (n, h, w[, 1]), h = w
+                   images=None,    # uint8 (n, h, w[, 1]), h = w; or {index: image} of some of the places
                    groups=None,    # n short texts or numbers, for instance 'real' and 'generated'
                    thumbnails=40,  # at most so many
                    size=0.07,      # side of a thumbnail, as a share of the map's longer side
@@ -269,7 +279,7 @@ def show_embedding(xy,             # (n, 2), places in the plane
     if xy.ndim != 2 or xy.shape[1] != 2 or not len(xy) or not np.isfinite(xy).all():
         raise ValueError(f"xy must hold finite places of shape (n, 2), got {xy.shape}")
     for name, values in (("images", images), ("groups", groups)):
-        if values is not None and len(values) != len(xy):
+        if values is not None and not isinstance(values, dict) and len(values) != len(xy):
             raise ValueError(f"{name} has {len(values)} entries for {len(xy)} places")
     groups = np.array([""] * len(xy) if groups is None else [str(g) for g in groups])
     figure, axis = plt.subplots(figsize=(width, width), facecolor="white", layout="constrained")
@@ -280,7 +290,8 @@ def show_embedding(xy,             # (n, 2), places in the plane
         marker = "o^sDvP*X"[i % 8]
         axis.scatter(*xy[groups == name].T, s=14, alpha=0.6, marker=marker, color=colours[name], label=name or None)
     side = size * (np.ptp(xy, axis=0).max() or 1)
-    for i in _free_places(xy, 1.05 * side, thumbnails, seed) if images is not None else []:
+    among = images if isinstance(images, dict) else None
+    for i in thumbnail_places(xy, thumbnails, size, seed, among) if images is not None else []:
         box = (xy[i, 0] - side / 2, xy[i, 0] + side / 2, xy[i, 1] - side / 2, xy[i, 1] + side / 2)
         axis.imshow(np.squeeze(images[i]), cmap="gray", vmin=0, vmax=255, extent=box, zorder=3)
         axis.add_patch(plt.Rectangle((box[0], box[2]), side, side, fill=False, ec=colours[groups[i]], lw=1.5, zorder=4))
@@ -290,45 +301,90 @@ def show_embedding(xy,             # (n, 2), places in the plane
     return figure
 
 # %% ../nbs/foundations/results.ipynb #dc017765
-def mean_interval(values,        # numbers, one a seed
-                  level=0.95):
-    "Mean and Student's t interval of the mean, `(mean, low, high)`; the bounds are NaN for fewer than two values."
-    from scipy.stats import t
+def _mean_and_error(values, shared):
+    "Mean over runs, its standard error and the degrees of freedom; `shared`: variance of what is the same for all runs."
     values = np.asarray(values, float)
-    if not len(values):
-        raise ValueError("need at least one value")
-    if len(values) < 2:
-        return float(values.mean()), float("nan"), float("nan")
-    half = t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"need at least one value, a plain list of them, got shape {values.shape}")
+    runs = values.var(ddof=1) / len(values) if len(values) > 1 else 0.0
+    freedom = (shared + runs)**2 / (runs**2 / (len(values) - 1)) if runs else np.inf
+    return float(values.mean()), float(np.sqrt(shared + runs)), freedom
+
+
+def mean_interval(values,        # numbers, one a seed
+                  level=0.95,
+                  shared=0.0):   # variance of what all runs share, the choice of test patients for instance
+    """Mean and Student's t interval of the mean, `(mean, low, high)`; with `shared` by Satterthwaite (1946).
+
+    The bounds are NaN for fewer than two values without `shared`. ValueError: no value, or a level that is no probability.
+    """
+    from scipy.stats import t
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level}")
+    mean, error, freedom = _mean_and_error(values, shared)
+    half = t.ppf((1 + level) / 2, freedom) * error if shared or len(values) > 1 else float("nan")
+    return mean, float(mean - half), float(mean + half)
+
+
+def mean_over_runs(values,  # one a run, (s,)
+                   draws,   # of each run in the same bootstrap samples of what they share, (s, n_boot)
+                   level=0.95):
+    "Mean over runs on the same images: dict with value, low, high and p (two-sided, of a mean of 0); of one run over the images alone. ValueError: shapes that do not fit."
+    from scipy.stats import t
+    draws = np.asarray(draws, float)
+    if np.ndim(values) != 1 or draws.ndim != 2 or len(values) != len(draws) or draws.shape[1] < 2:
+        raise ValueError(f"values {np.shape(values)} and draws {draws.shape}: need (s,) and (s, n_boot)")
+    shared = float(draws.mean(0).var(ddof=1))
+    mean, error, freedom = _mean_and_error(values, shared)
+    low, high = mean_interval(values, level, shared)[1:] if error else (mean, mean)
+    return {"value": mean, "low": low, "high": high, "p": float(2 * t.sf(abs(mean) / error, freedom)) if error else float(mean == 0)}
 
 # %% ../nbs/foundations/results.ipynb #c55becec
 def reported_vs_ours(rows,         # (quantity, printed value or None, function record -> number) for each row
                      runs,         # records of one experiment and profile; [] gives "not run"
-                     digits=4):
-    """A table with the columns quantity, printed, ours, 95 % interval, seeds, profile, difference (ours - printed).
+                     digits=4,
+                     spread=False): # lowest and highest run in place of the interval, as suits single batches
+    """A table with the columns quantity, printed, ours, 95 % interval (or lowest to highest), seeds, profile, difference (ours - printed).
 
-    `ours` is the mean over the runs. A record for which the function raises KeyError does not hold the quantity.
+    `ours` is the mean over the runs, the interval Student's t. A score with its own interval, {value, low, high}, may be given for the
+    number: then the interval covers the choice of test images, too, as if all runs erred alike in it (which is at most the truth).
+    A record for which the function raises KeyError does not hold the quantity.
     """
-    table = []
+    table, interval = [], "lowest to highest" if spread else "95 % interval"
     for quantity, printed, get in rows:
         values = []
         for run in runs:
             try:
-                values.append(float(get(run)))
+                values.append(get(run))
             except KeyError:
                 continue
         row = {"quantity": quantity, "printed": "-" if printed is None else f"{printed:.{digits}g}"}
         if values:
-            mean, low, high = mean_interval(values)
+            mean, low, high = _over(values)
+            if spread and len(values) > 1:
+                low, high = min(values), max(values)
             row |= {"ours": f"{mean:.{digits}g}",
-                    "95 % interval": "-" if np.isnan(low) else f"{low:.{digits}g} to {high:.{digits}g}",
+                    interval: "-" if np.isnan(low) else f"{low:.{digits}g} to {high:.{digits}g}",
                     "seeds": len(values), "profile": runs[0].profile,
                     "difference": "-" if printed is None else f"{mean - printed:+.{digits}g}"}
         else:
-            row |= {"ours": "not run", "95 % interval": "-", "seeds": 0, "profile": "-", "difference": "-"}
+            row |= {"ours": "not run", interval: "-", "seeds": 0, "profile": "-", "difference": "-"}
         table.append(row)
     return pd.DataFrame(table)
+
+
+def _over(values):
+    "Mean and interval of numbers, or of scores {value, low, high} on the same images."
+    if not isinstance(values[0], dict):
+        return mean_interval([float(v) for v in values])
+    if len(values) == 1:
+        return tuple(float(values[0][k]) for k in ("value", "low", "high"))
+    return mean_interval([v["value"] for v in values], shared=shared_variance([(v["low"], v["high"]) for v in values]))
+
+
+def shared_variance(intervals):  # (low, high) of 95 %, one a run
+    "The variance that such intervals stand for, their mean over the runs."
+    return float(np.mean([((high - low) / (2 * 1.959964))**2 for low, high in intervals]))
 
 # %% ../nbs/foundations/results.ipynb #4ed06ba5
 def logged(update, key):

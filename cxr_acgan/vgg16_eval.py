@@ -27,7 +27,7 @@ from .data import CXRDataset, load_cxr, split_by_patient, training_share
 from .features import image_features
 from .metrics import (classification_scores, frechet_distance, inception_score, intra_frechet_distance, kernel_distance,
                                memorisation_report, ms_ssim_diversity, precision_recall, score_differences, tsne_embedding)
-from .results import RunRecord, image_sheet, load_network, load_runs, mean_interval, results_root, runs_folder, weights_digest
+from .results import RunRecord, image_sheet, load_network, load_runs, mean_interval, results_root, runs_folder, thumbnail_places, weights_digest
 
 # %% ../nbs/04_vgg16_eval.ipynb #8d13a107
 def vgg16_classifier(image_size=64,  # pixels, at least 32
@@ -87,6 +87,13 @@ class VGG16Settings:
     validation: float = 0.2     # share of the images (of the patients where they are real)
     precision: str = "float32"
     tested: int = None          # images of each test set; None: all of them
+
+    def __post_init__(self):
+        if not 0 < self.validation < 1:
+            raise ValueError(f"validation must be a share between 0 and 1, got {self.validation}")
+        for name, least in (("images", 0), ("image_size", 1), ("batch_size", 1), ("epochs", 1), ("patience", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
 # %% ../nbs/04_vgg16_eval.ipynb #fef72fbb
 PAPER = VGG16Settings()
@@ -436,7 +443,8 @@ def worth_table(runs,       # {label: records of train_vgg16}
             row = {"trained on": label, "seed": run.seed, "updates": f"{run.metrics['epochs']} x {steps}"}
             row |= {k.replace("_", " "): cell(run.metrics["scores"]["test"][k]) for k in scores}
             if real_runs and run.experiment != "vgg16_real":
-                gap = gap_to_real(run, by_seed.get(run.seed, real_runs[0]))
+                reference = by_seed.get(run.seed, real_runs[0])
+                gap, row["reference"] = gap_to_real(run, reference), f"real, seed {reference.seed}"
                 row |= {f"gap in {k.replace('_', ' ')}": cell(gap[k], "+") for k in scores}
             rows.append(row)
         if not records: rows.append({"trained on": f"{label}: not run"})
@@ -517,7 +525,7 @@ def _measure_real(train, test, space, seed):
 
 
 def _measure_generator(generator, train, test, n, space, seed, controls):
-    "Numbers, and two sheets: the closest pairs (generated above, training image below), and the images of the t-SNE map."
+    "Numbers, and two sheets: the closest pairs (generated above, training image below), and some images of the t-SNE map."
     images, labels = labelled_images(generator, n, seed, np.bincount(train.labels, minlength=train.num_classes) / len(train))
     half, other = split_by_patient(train, 0.5, seed)
     some = slice(min(len(half), n))
@@ -532,13 +540,14 @@ def _measure_generator(generator, train, test, n, space, seed, controls):
 
 
 def _map(images, labels, train, space, seed):
-    "t-SNE of generated and as many real images: places and groups, and a sheet of them at 24 pixels."
+    "t-SNE of generated and as many real images: places, groups, which are shown, and a sheet of these at 24 pixels."
     some = np.random.default_rng(seed_hash(seed, 5000)).permutation(len(train))[:len(images)]
     both = np.concatenate([train.images[some], images])
     groups = [f"{kind}, {train.class_names[k]}" for kind, ks in (("real", train.labels[some]), ("generated", labels)) for k in ks]
-    xy = tsne_embedding(image_features(both, space), seed=seed)
-    small = np.stack([cv2.resize(image, (24, 24), interpolation=cv2.INTER_AREA) for image in both])
-    return {"xy": np.round(xy, 2), "groups": groups}, image_sheet(small, ncols=20, pad=0)
+    xy = np.round(tsne_embedding(image_features(both, space), seed=seed), 2)
+    shown = thumbnail_places(xy, 30)
+    small = np.stack([cv2.resize(both[i], (24, 24), interpolation=cv2.INTER_AREA) for i in shown])
+    return {"xy": xy, "groups": groups, "shown": shown}, image_sheet(small, ncols=10, pad=0)
 
 # %% ../nbs/04_vgg16_eval.ipynb #60e376e6
 MEASURES = {"FD-CXR": lambda m: m["frechet_distance"], "kernel distance": lambda m: m["kernel_distance"]["mean"],

@@ -3,6 +3,8 @@ import errno
 import importlib.util
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,19 +38,23 @@ def fails(capsys, *argv):
     (['reproduce', '9'], f"unknown notebook '9': {KNOWN}"),
     (['reproduce', '--profile', 'huge'], "unknown profile 'huge': use smoke, cpu, paper"),
     (['reproduce', '--dataset', 'mnist'], "unknown dataset 'mnist': use phantom, kermany"),
-    (['reproduce', '--seed', '-1'], 'seed -1: must be a whole number >= 0'),
+    (['reproduce', '--seed', '-1'], 'seed -1: must be a whole number from 0 to 2**32 - 1'),
+    (['reproduce', '--experiment', 'singh'], "experiment 'singh' is one notebook's"),
     (['reproduce', '--out', '/dev/null/run'], '/dev/null is a file; give a folder'),
     (['reproduce', '--seed', 'one'], "Invalid value for '--seed'"),
     (['reproduce', '--epochs', '3'], 'No such option: --epochs'),
     (['train', 'singh', '--profile', 'huge'], "unknown profile 'huge': use smoke, cpu, paper"),
     (['train', 'singh', '--dataset', 'mnist'], "unknown dataset 'mnist': use phantom, kermany"),
-    (['train', 'singh', '--seed', '-3'], 'seed -3: must be a whole number >= 0'),
+    (['train', 'singh', '--seed', '-3'], 'seed -3: must be a whole number from 0'),
+    (['train', 'singh', '--seed', '99999999999999999999'], 'seed 99999999999999999999: must be a whole number from 0 to 2**32 - 1'),
+    (['train', 'singh', '--dataset', ''], "unknown dataset ''"),
     (['train', 'singh', '--out', '/dev/null/results'], '/dev/null is a file; give a folder'),
     (['train'], 'Missing argument'),
     (['sample', 'singh', '-n', '0'], 'n 0: must be at least 1'),
-    (['sample', 'singh', '--seed', '-1'], 'seed -1: must be a whole number >= 0'),
+    (['sample', 'singh', '--seed', '-1'], 'seed -1: must be a whole number from 0'),
     (['sample', 'singh', '--out', 'sheet.jpg'], 'sheet.jpg: the sheet is a PNG file'),
     (['data', 'mnist'], "unknown dataset 'mnist'"),
+    (['data', ''], 'no dataset named: use phantom'),
     (['data', 'phantom', '--split', 'dev'], 'dev'),
     (['data', 'phantom', '--image-size', '0'], '0'),
     (['site', '--out', '/dev/null/site'], '/dev/null is a file; give a folder'),
@@ -64,14 +70,33 @@ def test_bad_input(argv, message, capsys):
 @pytest.mark.parametrize('argv, message', [
     (['train', 'nope', '--profile', 'smoke'], "unknown experiment 'nope': use sing"),
     (['sample', 'nope'], "unknown experiment 'nope': use sing"),
+    (['reproduce', 'acgan', '--experiment', 'nope'], "unknown experiment 'nope': use sing"),
     (['evaluate', 'nope'], "unknown experiment 'nope': use sing"),
     (['train', 'vgg16_singh', '--profile', 'smoke'], '`cxr-acgan train singh --profile smoke --seed 0`'),
     (['evaluate', 'singh', '--profile', 'smoke'], '`cxr-acgan train singh --profile smoke --seed 0`'),
     (['sample', 'singh'], '`cxr-acgan train singh --profile cpu --seed 0`'),
+    (['sample', 'singh', '--results', 'elsewhere'], 'elsewhere` gets them'),
 ])
 def test_bad_experiment(argv, message, capsys, empty_folder):
     pytest.importorskip('cxr_acgan.acgan')
     assert message in fails(capsys, *argv)
+
+
+def test_an_error_is_one_line_of_the_process(empty_folder):
+    "What TensorFlow's C++ part logs on loading is no part of the message (capsys does not see it)."
+    for argv in (['evaluate', 'nope'], ['evaluate', 'singh', '--profile', 'smoke'], ['train', 'nope', '--profile', 'smoke']):
+        done = subprocess.run([sys.executable, '-c', 'import sys; from cxr_acgan.cli import main; sys.exit(main())', *argv], capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.count('\n') == 1 and done.stderr.startswith('error: '), done.stderr
+
+
+def test_a_run_that_diverges_ends_in_one_line(capsys, monkeypatch):
+    def diverge(*args, **kwargs): raise RuntimeError('training diverged: d_loss is nan at update 3')
+    monkeypatch.setattr('cxr_acgan.data.load_cxr', diverge)
+    assert fails(capsys, 'data', 'phantom') == 'error: training diverged: d_loss is nan at update 3\n'
+
+
+def test_no_arguments_show_the_help(capsys):
+    assert cli.main([]) == 0 and 'reproduce' in capsys.readouterr().out
 
 
 def test_unwritable_folder(capsys, empty_folder):

@@ -763,3 +763,22 @@ def test_real_covidx_leaks(real_covidx):
     with pytest.warns(UserWarning, match='name no patient'): fit, held = split_by_patient(real_covidx['train'], 0.1)
     for c, k in real_covidx['train'].class_counts().items(): assert abs(held.class_counts()[c] / k - 0.1) < 0.01
     assert not set(fit.patients) & set(held.patients) - {''} and len(held.sources) == len(held)
+
+
+@pytest.mark.parametrize('call, text', [
+    (lambda images, ds: preprocess(images, equalize='clahe', tile_grid=0), 'tile_grid 0: must be a whole number >= 1'),
+    (lambda images, ds: preprocess(images, equalize='clahe', clip_limit=0), 'clip_limit 0'),
+    (lambda images, ds: preprocess(images, gaussian_kernel=3.5), 'gaussian_kernel 3.5: must be a whole number'),
+    (lambda images, ds: preprocess(images, image_size=1.5), 'image_size 1.5: must be a whole number'),
+    (lambda images, ds: leakage_report(ds, size=0), 'size 0: must be a whole number >= 2'),
+    (lambda images, ds: leakage_report([]), 'no images'),
+    (lambda images, ds: split_by_patient(ds.subset(ds.labels < 0), 0.2), 'no images to split'),
+    (lambda images, ds: load_cxr('phantom', n=10.5), 'n 10.5: must be a whole number >= 1'),
+    (lambda images, ds: load_cxr('phantom', n='10'), "n '10': must be a whole number"),
+    (lambda images, ds: load_cxr(None), 'no dataset named'),
+    (lambda images, ds: load_cxr(''), 'no dataset named'),
+])
+def test_wrong_values_are_named(call, text):
+    ds = draw_phantom(8, image_size=16)
+    with pytest.raises(ValueError) as e: call(ds.images, ds)
+    assert text in str(e.value) and '\n' not in str(e.value)

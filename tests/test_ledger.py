@@ -178,9 +178,14 @@ def test_verdict_of_one_run(tmp_path, ours, name):
 
 
 def test_verdict_over_seeds(tmp_path):
-    for seed, value in enumerate((0.80, 0.82, 0.84)): record(tmp_path, 'a', seed, scores(value))
-    found = answer(claim(), tmp_path)  # Student's t with 2 degrees of freedom: 4.3027 * 0.02 / sqrt(3)
+    for seed, value in enumerate((0.80, 0.82, 0.84)):
+        record(tmp_path, 'exact', seed, scores(value, value - 1e-6, value + 1e-6))
+        record(tmp_path, 'a', seed, scores(value, value - 0.01959964, value + 0.01959964))
+    found = answer(claim(experiment='exact'), tmp_path)  # Student's t with 2 degrees of freedom: 4.3027 * 0.02 / sqrt(3)
     assert (found.seeds, round(found.low, 4), round(found.high, 4)) == (3, 0.7703, 0.8697)
+    found = answer(claim(), tmp_path)  # 0.01**2 of the images and 0.02**2 / 3 of the seeds: 6.125 degrees of freedom
+    half = 0.037193
+    assert found.how == 'over images and seeds' and abs(found.low - (0.82 - half)) < 1e-4 and abs(found.high - (0.82 + half)) < 1e-4
     assert verdict(claim(), found) == 'reproduced' and verdict(claim(value=0.9), found) == 'not reproduced'
     assert verdict(claim(value=0.7), found) == 'better' and verdict(claim(value=0.7, better='lower'), found) == 'not reproduced'
 
