@@ -541,25 +541,27 @@ def sample_command(
 # %% ../nbs/foundations/cli.ipynb #dc9b2a90
 @app.command('evaluate')
 def evaluate_command(
-    experiment: Annotated[str, typer.Argument(help='A trained generator: singh, srm, noori ...; or real, the baseline.')],
+    experiment: Annotated[str, typer.Argument(help='A trained generator: singh, srm, noori ...; real, the baseline; or a classifier of the grid, for its maps.')],
     profile: Annotated[str, typer.Option(help='Profile of the run whose weights are used.')] = 'cpu',
     dataset: Annotated[Optional[str], typer.Option(help='What it was trained on: phantom for smoke; otherwise covidx for carbone, kermany for the rest.', show_default=False)] = None,
     seed: Annotated[int, typer.Option(help='Seed of that run.')] = 0,
-    n: Annotated[int, typer.Option('-n', help='Generated images.')] = 6000,
+    n: Annotated[Optional[int], typer.Option('-n', help='Generated images (6,000), or test images whose maps are compared (100).', show_default=False)] = None,
     space: Annotated[str, typer.Option(help='Feature space: cxr or inception.')] = 'cxr',
     out: Annotated[Path, typer.Option(help='Folder of the records; weights lie in runs/ beside it.')] = Path('results'),
 ):
-    "Measure a generator's images: distances to real ones, precision, recall, coverage, diversity, copies of training images."
+    "Measure a generator's images (distances to real ones, precision, recall, coverage, diversity, copies of training images), or what a classifier's maps depend on."
     dataset = _check_run(profile, _default_dataset(experiment, profile) if dataset is None else dataset, seed)
-    if n < 1: raise ValueError(f'n {n}: must be at least 1')
+    if n is not None and n < 1: raise ValueError(f'n {n}: must be at least 1')
     if space not in ('cxr', 'inception'): raise ValueError(f'unknown space {space!r}: use cxr, inception')
     out = _writable(out)
     with _quiet():
         from cxr_acgan.dcgan import measure_dcgan
         from cxr_acgan.vgg16_eval import measure_images
-    module = experiment != 'real' and _module_of(experiment, profile, SAMPLERS).__name__
+        from cxr_acgan.vit_attention import measure_maps
+    module = experiment != 'real' and _module_of(experiment, profile, [*SAMPLERS, 'vit_attention']).__name__
+    if module == 'cxr_acgan.vit_attention': return _print_maps(measure_maps(experiment, profile, dataset, seed, out, n or 100))
     measure = measure_dcgan if module == 'cxr_acgan.dcgan' else measure_images
-    record = measure(experiment, profile, dataset, seed, out, n, space)
+    record = measure(experiment, profile, dataset, seed, out, n or 6000, space)
     name = 'FD-CXR' if space == 'cxr' else 'FID'
     for key, found in record.metrics.items():
         if key in ('train', 'half', 'test'):
@@ -567,6 +569,14 @@ def evaluate_command(
                   f'coverage {found["coverage"]:.3f}  MS-SSIM {found["ms_ssim"]["mean"]:.3f}  n {found["n"]} against {found["n_reference"]}')
     copies = record.metrics.get('memorisation')
     if copies: print(f'copies  {copies["flagged"]} of {copies["n"]} images')
+    print(record.path)
+
+
+def _print_maps(record):
+    "Rank correlations of a classifier's maps with those after weights were drawn anew."
+    for name, found in record.metrics['correlations'].items():
+        for drawn, c in found.items():
+            print(f'{name:>9}, {drawn + ":":<12} {c["mean"]:.3f} [{c["low"]:.3f}, {c["high"]:.3f}]  n {c["n"]}')
     print(record.path)
 
 # %% ../nbs/foundations/cli.ipynb #eaed4f65

@@ -117,6 +117,11 @@ def test_record_and_smoke(tmp_path):
     assert json.loads((record.path / 'run.json').read_text())['settings']['generator'] == ''
 
 
+@pytest.mark.parametrize('backend', ['jax', 'torch'])
+def test_same_on_all_backends(backend, same_on_backends):
+    assert np.ptp(same_on_backends('backend_vgg16.py', backend)['probabilities']) > 1e-4
+
+
 @pytest.mark.parametrize('call, message', [
     (lambda out: v.vgg16_classifier(16), 'image_size must be at least 32'),
     (lambda out: v.vgg16_classifier(num_classes=1), 'num_classes at least 2'),
