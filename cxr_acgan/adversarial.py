@@ -89,7 +89,7 @@ def seed_hash(seed,   # int >= 0
               index): # int >= 0, the number of the stream
     "A 31-bit hash of `(seed, index)`; ValueError for a seed that is no whole number from 0 to 2**32 - 1."
     if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be an integer of at least 0 and below 2**32, got {seed!r}")
+        raise ValueError(f"seed must be an integer from 0 to 4294967295, got {seed!r}")
     return int(np.random.SeedSequence([int(seed), index]).generate_state(1)[0] >> 1)
 
 # %% ../nbs/foundations/adversarial.ipynb #2ce30e4c
