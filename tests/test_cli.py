@@ -84,9 +84,9 @@ def test_bad_experiment(argv, message, capsys, empty_folder):
 
 def test_an_error_is_one_line_of_the_process(empty_folder):
     "What TensorFlow's C++ part logs on loading is no part of the message (capsys does not see it)."
-    for argv in (['evaluate', 'nope'], ['evaluate', 'singh', '--profile', 'smoke'], ['train', 'nope', '--profile', 'smoke']):
-        done = subprocess.run([sys.executable, '-c', 'import sys; from cxr_acgan.cli import main; sys.exit(main())', *argv], capture_output=True, text=True)
-        assert done.returncode == 2 and done.stderr.count('\n') == 1 and done.stderr.startswith('error: '), done.stderr
+    code = "import sys; from cxr_acgan.cli import main; sys.exit(main(['evaluate', 'singh', '--profile', 'smoke']))"
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count('\n') == 1 and done.stderr.startswith('error: '), done.stderr
 
 
 def test_a_run_that_diverges_ends_in_one_line(capsys, monkeypatch):
