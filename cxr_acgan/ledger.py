@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from .metrics import confusion_matrices_fitting, prediction_draws, score_differences, scores_from_confusion, wilson_interval
-from .results import load_runs, mean_interval, mean_over_runs, shared_variance
+from .results import load_runs, mean_over_runs, over_runs
 
 # %% ../nbs/foundations/ledger.ipynb #7282cfa5
 DOCUMENTS = ("kumar", "srm", "singh", "noori", "carbone")
@@ -320,9 +320,9 @@ def _value(run, claim_field, rule):
 def _over_runs(rows):
     "(value, low, high, n, how) of (value, low, high, n) of each run."
     if len({row[0] for row in rows}) > 1:
-        own = [row[1:3] for row in rows if row[1] is not None]
-        shared = shared_variance(own) if len(own) == len(rows) else 0.0
-        return (*mean_interval([row[0] for row in rows], shared=shared), rows[0][3], "over images and seeds" if shared else "Student's t over seeds")
+        own = all(row[1] is not None for row in rows)
+        values = [dict(zip(("value", "low", "high"), row)) if own else row[0] for row in rows]
+        return (*over_runs(values), rows[0][3], "over images and seeds" if own else "Student's t over seeds")
     value, low, high, n = rows[0]
     if len(rows) > 1 and low is None:
         return value, None, None, n, "the same in all runs"

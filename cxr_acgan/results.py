@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['results_root', 'runs_folder', 'load_network', 'weights_digest', 'environment', 'device_name', 'commit_name',
            'RunRecord', 'json_value', 'load_runs', 'image_sheet', 'show_sheet', 'sheet_images', 'record_images',
-           'thumbnail_places', 'show_embedding', 'mean_interval', 'mean_over_runs', 'reported_vs_ours',
-           'shared_variance', 'logged', 'plot_losses', 'not_run', 'provenance', 'layer_table', 'layer_graph',
-           'draw_model']
+           'thumbnail_places', 'show_embedding', 'mean_interval', 'mean_over_runs', 'reported_vs_ours', 'over_runs',
+           'logged', 'plot_losses', 'not_run', 'provenance', 'layer_table', 'layer_graph', 'draw_model']
 
 # %% ../nbs/foundations/results.ipynb #2a8c9d43
 import hashlib
@@ -360,7 +359,7 @@ def reported_vs_ours(rows,         # (quantity, printed value or None, function 
                 continue
         row = {"quantity": quantity, "printed": "-" if printed is None else f"{printed:.{digits}g}"}
         if values:
-            mean, low, high = _over(values)
+            mean, low, high = over_runs(values)
             if spread and len(values) > 1:
                 low, high = min(values), max(values)
             row |= {"ours": f"{mean:.{digits}g}",
@@ -373,16 +372,16 @@ def reported_vs_ours(rows,         # (quantity, printed value or None, function 
     return pd.DataFrame(table)
 
 
-def _over(values):
-    "Mean and interval of numbers, or of scores {value, low, high} on the same images."
+def over_runs(values):
+    "`(mean, low, high)` of numbers, one a run, by `mean_interval`; or of scores {value, low, high} on the same images, over images and runs."
     if not isinstance(values[0], dict):
         return mean_interval([float(v) for v in values])
     if len(values) == 1:
         return tuple(float(values[0][k]) for k in ("value", "low", "high"))
-    return mean_interval([v["value"] for v in values], shared=shared_variance([(v["low"], v["high"]) for v in values]))
+    return mean_interval([v["value"] for v in values], shared=_shared_variance([(v["low"], v["high"]) for v in values]))
 
 
-def shared_variance(intervals):  # (low, high) of 95 %, one a run
+def _shared_variance(intervals):  # (low, high) of 95 %, one a run
     "The variance that such intervals stand for, their mean over the runs."
     return float(np.mean([((high - low) / (2 * 1.959964))**2 for low, high in intervals]))
 
