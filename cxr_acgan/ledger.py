@@ -129,6 +129,13 @@ def _read_field(run, path):
     return float(found), low, high, n
 
 # %% ../nbs/foundations/ledger.ipynb #070b3365
+def _f1_interval(matrix, k, n_boot=2000):
+    "F1 of class k, the same with rows and columns exchanged, and its 95 % interval: a bootstrap over images within the true classes (columns)."
+    rng, f1 = np.random.default_rng(0), lambda m: 2 * m[..., k, k] / np.maximum(m[..., k, :].sum(-1) + m[..., :, k].sum(-1), 1)
+    drawn = np.stack([rng.multinomial(column.sum(), column / max(column.sum(), 1), n_boot) for column in matrix.T], axis=2)
+    return float(f1(matrix)), *map(float, np.quantile(f1(drawn), [0.025, 0.975]))
+
+
 def _documents_order(run, field):
     "'<path of a confusion matrix, rows = truth> <name> <class>': an entry of the report with rows = predictions."
     path, name, *k = field.split()
@@ -137,7 +144,8 @@ def _documents_order(run, field):
     if name == "support":
         return float(m[k].sum()), None, None, n
     if name == "f1-score":
-        return float(2 * m[k, k] / (m[k].sum() + m[:, k].sum())), None, None, n
+        value, low, high = _f1_interval(m, k)
+        return value, low, high, n
     counts = {"precision": (m[k, k], m[:, k].sum()), "recall": (m[k, k], m[k].sum()), "accuracy": (m.trace(), m.sum())}
     hits, of = counts[name]
     return (float(hits / max(of, 1)), *(map(float, wilson_interval(hits, of)) if of else (None, None)), n)

@@ -46,6 +46,14 @@ def _labels(labels, x, name):
         raise ValueError(f'{name} has shape {labels.shape}: one label for each of {len(x)} samples is needed')
     return labels.reshape(-1)
 
+
+def _whole(name, value, least, most=None, of=''):
+    "An int from `least` to `most`, or one line that says what is wrong."
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least or most is not None and value > most:
+        limits = f'at least {least}' if most is None else f'between {least} and {most}, {of}'
+        raise ValueError(f'{name} is {value}: it must be a whole number, {limits}')
+    return int(value)
+
 # %% ../nbs/foundations/metrics.ipynb #9901b632
 def _covariance_factor(sigma, name):
     "L of shape (d, rank) with sigma = L L^T, by Cholesky's decomposition with pivoting."
@@ -127,12 +135,9 @@ class KernelDistance(NamedTuple):
     subsets: int
 
 def _subset_settings(n, subset_size, subsets, seed):
-    if subset_size is None: subset_size = min(1000, n)
-    if not 3 <= subset_size <= n:
-        raise ValueError(f'subset_size is {subset_size}: it must be between 3 and {n}, the size of the smaller set')
-    if subsets < 1: raise ValueError(f'subsets is {subsets}: at least 1 is needed')
+    size = min(1000, n) if subset_size is None else _whole('subset_size', subset_size, 3, n, 'the size of the smaller set')
     if seed < 0: raise ValueError(f'seed is {seed}: it must not be negative')
-    return int(subset_size), int(subsets)
+    return size, _whole('subsets', subsets, 1)
 
 def kernel_distance(
     x,                 # features, shape (n, d), n >= 3
@@ -150,6 +155,7 @@ def kernel_distance(
     size, subsets = _subset_settings(min(n, m), subset_size, subsets, seed)
     if size == n == m: subsets = 1
     gamma = 1 / x.shape[1] if gamma is None else gamma
+    if not np.isfinite([gamma, degree, coef0]).all(): raise ValueError(f'gamma, degree and coef0 must be finite, got {gamma}, {degree} and {coef0}')
     rng = np.random.default_rng(seed)
     draw = lambda z: z if size == len(z) else z[rng.choice(len(z), size, replace=False)]
     values, var_x, var_y = np.array([_mmd2(draw(x), draw(y), gamma, degree, coef0) for _ in range(subsets)]).T
@@ -166,8 +172,7 @@ def inception_score(
     p = _features(probabilities, 'probabilities', min_samples=1)
     if (p < 0).any() or np.abs(p.sum(axis=1) - 1).max() > 1e-3:
         raise ValueError('probabilities must not be negative and must add up to 1 in each row: apply the softmax first')
-    if not 1 <= splits <= len(p):
-        raise ValueError(f'splits is {splits}: it must be between 1 and {len(p)}, the number of images')
+    splits = _whole('splits', splits, 1, len(p), 'the number of images')
     entropy = lambda q: -(q * np.log(np.where(q > 0, q, 1.))).sum(axis=-1)
     parts = [p[i::splits] for i in range(splits)]
     scores = np.exp([entropy(part.mean(axis=0)) - entropy(part).mean() for part in parts])
@@ -215,7 +220,7 @@ def nearest_neighbours(
 ):        # indices into y, int64 (n, k), and Euclidean distances, float64 (n, k), nearest first
     "The k nearest rows of y for each row of x, all tried. ValueError for empty, non-finite or unlike features, or k > m."
     x, y = _feature_pair(x, y, min_samples=1)
-    if not 1 <= k <= len(y): raise ValueError(f'k is {k}: it must be between 1 and {len(y)}, the number of rows of y')
+    k = _whole('k', k, 1, len(y), 'the number of rows of y')
     few = min(k + 8, len(y))
     indices, distances = np.empty((len(x), k), np.int64), np.empty((len(x), k))
     for rows, d in _squared_distances(*_single_precision(x, y)):
@@ -237,8 +242,7 @@ def precision_recall(
 ):         # dict: precision, recall, coverage in [0, 1], density >= 0, k, n_real, n_fake; JSON-able
     "Precision, recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020). ValueError for unlike features or k >= n."
     real, fake = _feature_pair(real, fake, names=('real', 'fake'))
-    smaller = min(len(real), len(fake))
-    if not 1 <= k < smaller: raise ValueError(f'k is {k}: it must be at least 1 and less than {smaller}, the size of the smaller set')
+    k = _whole('k', k, 1, min(len(real), len(fake)) - 1, 'less than the size of the smaller set')
     fake, real = _single_precision(fake, real)
     real_radii, fake_radii = _squared_radii(real, k), _squared_radii(fake, k)
     balls, recalled, covered = np.zeros(len(fake), np.int64), np.zeros(len(real), bool), np.zeros(len(real), bool)
@@ -432,7 +436,7 @@ def copy_scores(
     images, train = _gray_images(images, 'images', 16), _gray_images(train, 'train', 16)
     if images.shape[1:] != train.shape[1:]:
         raise ValueError(f'images have {images.shape[1:]} pixels and train {train.shape[1:]}: resize them to one size')
-    if k < 1: raise ValueError(f'k is {k}: at least 1 candidate is needed')
+    k = _whole('k', k, 1)
     near = _candidates(images, train, min(k, len(train)))
     if candidates is not None: near = np.concatenate([near, candidates], axis=1)
     middles = np.concatenate([_views(x) for x in _band(train, 64, 0.04)])
@@ -444,10 +448,11 @@ def copy_scores(
 
 # %% ../nbs/foundations/metrics.ipynb #b1e4462d
 def plant_copies(
-    images,  # uint8, shape (n, h, w) or (n, h, w, 1)
-    seed=0,  # of what is done to each
-):           # dict: shifted, brightened, recompressed, cropped -> uint8 images of the same shape
-    "Near-copies, the positive controls of `memorisation_report`. ValueError for other than uint8 images or a negative seed."
+    images,      # uint8, shape (n, h, w) or (n, h, w, 1)
+    seed=0,      # of what is done to each
+    grain=None,  # generated images of the same size, whose fine detail two further kinds have
+):               # dict: shifted, brightened, recompressed, cropped (regrained, coarsely regrained) -> uint8 images of the same shape
+    "Near-copies, the positive controls of `memorisation_report`. ValueError for other than uint8 images of one size or a negative seed."
     shape, images = np.shape(images), _gray_images(images, 'images', 16)
     if seed < 0: raise ValueError(f'seed is {seed}: it must not be negative')
     rng, (h, w) = np.random.default_rng(seed), images.shape[1:]
@@ -466,7 +471,18 @@ def plant_copies(
         i, j = rng.integers(h - rows + 1), rng.integers(w - columns + 1)
         return cv2.resize(x[i:i + rows, j:j + columns], (w, h), interpolation=cv2.INTER_LINEAR)
     kinds = shifted, brightened, recompressed, cropped
-    return {kind.__name__: np.stack([kind(x) for x in images]).reshape(shape) for kind in kinds}
+    copies = {kind.__name__: np.stack([kind(x) for x in images]).reshape(shape) for kind in kinds}
+    if grain is None: return copies
+    grain = _gray_images(grain, 'grain', 16)
+    if grain.shape[1:] != images.shape[1:]:
+        raise ValueError(f'grain has {grain.shape[1:]} pixels and images {images.shape[1:]}: resize them to one size')
+    grain = grain[rng.integers(len(grain), size=len(images))]
+    def regrained(x, g, sigma):
+        blurred, rough = (cv2.GaussianBlur(z.astype(np.float32), (0, 0), sigma) for z in (x, g))
+        return np.clip(np.round(blurred + g - rough), 0, 255).astype(np.uint8)
+    for kind, share in (('regrained', 1 / 64), ('coarsely regrained', 1.5 / 64)):
+        copies[kind] = np.stack([regrained(x, g, share * w) for x, g in zip(images, grain)]).reshape(shape)
+    return copies
 
 # %% ../nbs/foundations/metrics.ipynb #ab1e6160
 def _share(flags, level):
@@ -489,11 +505,16 @@ def _judge(scores, neighbours, source, patients, calibration, rate, level):
                          for kind in scores if kind not in ('generated', 'held_out')}}
 
 # %% ../nbs/foundations/metrics.ipynb #b8e3e989
+def _patient_names(patients):
+    "As strings, with a name of its own for each image whose patient is unknown, '' or None."
+    return [f'\0{i}' if p is None or p == '' else str(p) for i, p in enumerate(patients)]
+
+
 def _held_out_halves(patients, train_patients, n, seed):
     "Names of n held-out images' patients (n,), and a mask of those that calibrate: half of the images, no patient on both sides."
     patients = [''] * n if patients is None else patients
     if len(patients) != n: raise ValueError(f'held_out_patients has {len(patients)} entries for {n} images')
-    patients = np.array([str(p) or f'\0{i}' for i, p in enumerate(patients)])
+    patients = np.array(_patient_names(patients))
     shared = sorted(set(patients.tolist()) & set(map(str, () if train_patients is None else train_patients)))
     if shared:
         raise ValueError(f'{len(shared)} held-out patients are in the training set, the first is {shared[0]}: hold out others')
@@ -511,7 +532,7 @@ def memorisation_report(
     train_patients=None,     # patient of each training image: an error where one is held out too
     features=None,           # function of images that returns features (rows, d), for instance of `image_features`
     false_alarm_rate=0.01,   # that the bound is set for
-    controls=500,            # training images that copies are planted of, in each of four ways
+    controls=500,            # training images that copies are planted of, in each of six ways
     closest=10,              # pairs listed
     k=50,                    # candidates of `copy_scores`
     level=0.95,              # of Wilson's intervals
@@ -528,12 +549,14 @@ def memorisation_report(
     if not 0 < false_alarm_rate < 1 or controls < 1 or closest < 0 or seed < 0:
         raise ValueError('false_alarm_rate must lie between 0 and 1, controls be >= 1, closest and seed >= 0, '
                          f'got {false_alarm_rate}, {controls}, {closest} and {seed}')
+    wilson_interval(0, 1, level)                                                # a level out of range is an error before the work
     given = {'generated': generated, 'train': train, 'held_out': held_out}
     sizes = {name: _gray_images(x, name, 16).shape[1:] for name, x in given.items()}
     if len(set(sizes.values())) > 1: raise ValueError(f'the images differ in size, {sizes}: resize them to one')
+    k = _whole('k', k, 1)
     patients, calibration = _held_out_halves(held_out_patients, train_patients, len(held_out), seed)
     source = np.random.default_rng(seed).permutation(len(train))[:controls]
-    sets = {'generated': generated, 'held_out': held_out, **plant_copies(np.asarray(train)[source], seed)}
+    sets = {'generated': generated, 'held_out': held_out, **plant_copies(np.asarray(train)[source], seed, generated)}
     ends = np.cumsum([len(x) for x in sets.values()])[:-1]
     by_set = lambda values: dict(zip(sets, np.split(values, ends)))
     def verdict(scores, neighbours):
@@ -641,7 +664,8 @@ def _weighted_auc(score, positive, weights):
 # %% ../nbs/foundations/metrics.ipynb #343ab8b1
 def _bootstrap_weights(y, num_classes, groups, n_boot, rng, chunk=256):
     "Yield arrays (<= chunk, n): how often each sample stands in each bootstrap sample."
-    member = np.arange(len(y)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    unknown = groups is None or any(g is None or isinstance(g, str) and g == '' for g in groups)
+    member = np.arange(len(y)) if groups is None else np.unique(_patient_names(groups) if unknown else groups, return_inverse=True)[1]
     holds = np.zeros((member.max() + 1, num_classes), bool)
     holds[member, y] = True
     stratum = np.unique(holds, axis=0, return_inverse=True)[1].ravel()
@@ -681,6 +705,7 @@ def _score_draws(y, s, c, threshold, n_boot, groups, seed):
         raise ValueError(f'groups has {len(groups)} entries for {len(y)} samples: one patient an image is needed')
     if n_boot < 1 or seed < 0: raise ValueError(f'n_boot must be >= 1 and seed >= 0, got {n_boot} and {seed}')
     if c == 2 and s.ndim == 2: s = s[:, 1]
+    if c == 2 and not (np.ndim(threshold) == 0 and np.isfinite(threshold)): raise ValueError(f'threshold must be a finite number, got {threshold}')
     called = (s >= threshold).astype(np.int64) if c == 2 else s.argmax(axis=1)
     cell = np.eye(c * c)[y * c + called]
     columns = [(s, y == 1)] if c == 2 else [(s[:, k], y == k) for k in range(c)]
@@ -707,7 +732,7 @@ def classification_scores(
     threshold=0.5,     # two classes: class 1 is called where its score >= threshold; not used with more (argmax)
     num_classes=None,  # checked against y_score
     n_boot=2000,       # bootstrap samples
-    groups=None,       # patient of each image, shape (n,): patients are resampled instead of images
+    groups=None,       # patient of each image, shape (n,): patients are resampled instead of images; '' is one of its own
     level=0.95,        # of the intervals
     seed=0,            # of the bootstrap
 ):                     # dict, JSON-able: n, support, confusion (rows = truth), resampling, and {value, low, high} for each score
@@ -726,11 +751,12 @@ def score_differences(
     y_score_b,      # scores of the other, on the same images in the same order
     threshold=0.5,  # of both, or a pair
     n_boot=2000,    # bootstrap samples
-    groups=None,    # patient of each image, shape (n,): patients are resampled instead of images
+    groups=None,    # patient of each image, shape (n,): patients are resampled instead of images; '' is one of its own
     level=0.95,     # of the intervals
     seed=0,         # of the bootstrap
 ):                  # dict, JSON-able: n, and {value, low, high} of a - b for each score of `classification_scores`
     "Differences of two classifiers' scores, each with a paired stratified bootstrap percentile interval (Efron and Tibshirani 1993). ValueError as for `classification_scores`."
+    if np.shape(threshold) not in ((), (2,)): raise ValueError(f'threshold must be one number or a pair, got {threshold}')
     thresholds = np.broadcast_to(threshold, 2)
     (y, a, c), (_, b, c_b) = (_labels_and_scores(y_true, s, None) for s in (y_score_a, y_score_b))
     if c != c_b: raise ValueError(f'y_score_a is for {c} classes and y_score_b for {c_b}: compare classifiers of the same classes')
@@ -744,7 +770,6 @@ def prediction_draws(
     threshold=None, # of two classes; None: 0.5
     n_boot=1000,    # bootstrap samples
 ):                  # ({score: value}, {score: (n_boot,)})
-    "The scores of one run, and those of bootstrap samples of its patients, the same samples for every run on the same images."
-    y, p = np.array(predictions['label']), np.array(predictions['probability'])
-    classes = 2 if p.ndim == 1 else p.shape[1]
+    "The scores of one run, and those of bootstrap samples of its patients, the same samples for every run on the same images. ValueError as for `classification_scores`."
+    y, p, classes = _labels_and_scores(predictions['label'], predictions['probability'], None)
     return _score_draws(y, p, classes, 0.5 if threshold is None else threshold, n_boot, predictions['patient'], 0)[1:]

@@ -7,7 +7,7 @@ __all__ = ['PAPER', 'SMOKE', 'PROFILES', 'ADULTS', 'MEASURES', 'vgg16_classifier
            'best_epoch', 'fit_classifier', 'SyntheticTraining', 'train_on_synthetic', 'adult_cxr', 'test_sets',
            'train_on_real', 'generator_identity', 'train_vgg16', 'plot_epochs', 'scores_table', 'plot_confusion',
            'printed_report', 'report_beside', 'gap_to_real', 'worth_table', 'image_quality', 'measure_images',
-           'quality_table']
+           'quality_table', 'seed_difference']
 
 # %% ../nbs/04_vgg16_eval.ipynb #ebdb8301
 import json
@@ -26,7 +26,7 @@ from .adversarial import dtype_policy, fit_arguments, generate_classes, open_run
 from .data import CXRDataset, load_cxr, split_by_patient, training_share
 from .features import image_features
 from .metrics import (classification_scores, frechet_distance, inception_score, intra_frechet_distance, kernel_distance,
-                               memorisation_report, ms_ssim_diversity, precision_recall, score_differences, tsne_embedding)
+                               memorisation_report, ms_ssim_diversity, precision_recall, score_differences, tsne_embedding, wilson_interval)
 from .results import RunRecord, image_sheet, load_network, load_runs, mean_interval, results_root, runs_folder, thumbnail_places, weights_digest
 
 # %% ../nbs/04_vgg16_eval.ipynb #8d13a107
@@ -207,13 +207,8 @@ def train_on_synthetic(generator,  # keras.Model: noise and one-hot labels -> im
     The threshold is 0.5 with two classes; intervals are of a bootstrap over patients, over images where patients are not
     known. ValueError: a generator without a class input, a test set of other classes or another image size, or without a class.
     """
-    real, num_classes, size = _named(real), _classes_of(generator), generator.output_shape[1]
-    for name, tested in real.items():
-        if tested.num_classes != num_classes or tested.image_size != size:
-            raise ValueError(f"{name} has {tested.num_classes} classes at {tested.image_size} px, the generator {num_classes} at {size} px")
-        if 0 in tested.class_counts().values():
-            raise ValueError(f"{name} lacks a class: {tested.class_counts()}")
-    settings = replace(settings, image_size=size)
+    num_classes, size = _classes_of(generator), generator.output_shape[1]
+    real, settings = _named(real, num_classes, size), replace(settings, image_size=size)
     images, labels = labelled_images(generator, settings.images, seed, value_range=value_range)
     kept = len(labels) - int(len(labels) * settings.validation)
     model, history = fit_classifier((images[:kept], labels[:kept]), (images[kept:], labels[kept:]), settings, num_classes,
@@ -221,8 +216,15 @@ def train_on_synthetic(generator,  # keras.Model: noise and one-hot labels -> im
     return SyntheticTraining(model, history, *_tested(model, real), (images[:64], labels[:64]), kept)
 
 # %% ../nbs/04_vgg16_eval.ipynb #9f851554
-def _named(real):
-    return {f"{real.name} {real.split}": real} if isinstance(real, CXRDataset) else dict(real)
+def _named(real, num_classes, size):
+    "Test sets by name; ValueError for one that a classifier of so many classes at this size cannot be tested on."
+    real = {f"{real.name} {real.split}": real} if isinstance(real, CXRDataset) else dict(real)
+    for name, tested in real.items():
+        if tested.num_classes != num_classes or tested.image_size != size:
+            raise ValueError(f"{name} has {tested.num_classes} classes at {tested.image_size} px, the classifier {num_classes} at {size} px")
+        if 0 in tested.class_counts().values():
+            raise ValueError(f"{name} lacks a class: {tested.class_counts()}")
+    return real
 
 
 def _groups(dataset):
@@ -269,10 +271,11 @@ def train_on_real(train,   # CXRDataset
                   real,    # CXRDataset to test on, or {name: CXRDataset}
                   settings=PAPER, seed=0, folder=None, verbose=0):
     "The same VGG16 by the same rule on real images; those to validate on are of other patients. ValueError as for `train_on_synthetic`."
+    real, settings = _named(real, train.num_classes, train.image_size), replace(settings, image_size=train.image_size)
     fitted, held_out = split_by_patient(train, settings.validation, seed)
     model, history = fit_classifier((fitted.images, fitted.labels), (held_out.images, held_out.labels), settings, train.num_classes,
                                     seed, folder, verbose)
-    return SyntheticTraining(model, history, *_tested(model, _named(real)), (train.images[:64], train.labels[:64]), len(fitted))
+    return SyntheticTraining(model, history, *_tested(model, real), (train.images[:64], train.labels[:64]), len(fitted))
 
 
 def generator_identity(experiment, profile, seed, root=None):
@@ -294,19 +297,18 @@ def train_vgg16(experiment="vgg16_singh",  # see PROFILES
                 generators=None):  # folder of records of the generator's run, where it is another
     """Train one VGG16, write its record and return it; a finished record is returned as it is, without training.
 
-    A run that was cut off goes on after its last epoch. ValueError: unknown experiment, profile or data set, negative seed;
-    FileNotFoundError: the generator's weights are missing, and how to get them.
+    A run that was cut off goes on after its last epoch. ValueError: unknown experiment, profile or data set, negative seed, a
+    record made with other settings, data or generator; FileNotFoundError: the generator's weights are missing, and how to get them.
     """
     settings, root = profile_settings(PROFILES, experiment, profile), results_root(out)
     seed_hash(seed, 0)
     path = root / experiment / f"{profile}-seed{seed}"
+    train = load_cxr(dataset, "train", settings.image_size, progress=False)
+    what, source = asdict(settings) | {"backend": keras.backend.backend()}, (settings.generator, profile, seed)
     if (path / "run.json").exists() and profile != "smoke":
-        return RunRecord.read(path)
-    source = (settings.generator, profile, seed)
+        return _same_training(RunRecord.read(path), what, train.fingerprint, source, generators or root)
     identity = generator_identity(*source, generators or root) if settings.generator else None
     sets, folder = test_sets(dataset, settings.image_size, settings.tested), runs_folder(experiment, profile, seed, root)
-    train = load_cxr(dataset, "train", settings.image_size, progress=False)
-    what = asdict(settings) | {"backend": keras.backend.backend()}
     open_run(folder, {"settings": what, "data": train.fingerprint, "generator": identity}, fresh=profile == "smoke")
     found = {name: tested for name, tested in sets.items() if tested is not None}
     how = dict(settings=settings, seed=seed, folder=folder, verbose=verbose)
@@ -316,6 +318,15 @@ def train_vgg16(experiment="vgg16_singh",  # see PROFILES
     return _finish(done, sets, record, folder, root)
 
 # %% ../nbs/04_vgg16_eval.ipynb #717f4732
+def _same_training(record, what, fingerprint, source, generators):
+    "The record, if it is what was asked for; the generator is compared where its weights are at hand, the backend is not."
+    at_hand = source[0] and (runs_folder(*source, generators) / "generator.keras").exists()
+    if (json.loads(json.dumps(what)) | {"backend": record.settings.get("backend")} != record.settings or fingerprint != record.dataset["fingerprint"]
+            or at_hand and generator_identity(*source, generators)["weights"] != record.metrics["generator"]["weights"]):
+        raise ValueError(f"{record.path} was made with other settings, data or generator: move it away")
+    return record
+
+
 def _predictions(tested, probabilities):
     "Of each image: label, a number for the patient, and the probability to float32's seven digits."
     return {"label": tested.labels, "patient": np.unique(_groups(tested), return_inverse=True)[1],
@@ -361,16 +372,22 @@ def scores_table(runs,       # {label: records of train_vgg16}; a label without 
                  scores=("accuracy", "balanced_accuracy", "recall", "specificity", "auc")):
     """A row a run and set: n and each score with its 95 % interval.
 
-    The bootstrap is over patients; over images, marked in `resampled`, where not all patients are known.
+    The bootstrap is over patients; over images, marked in `resampled`, where not all patients are known. A recall or specificity
+    of 0 or 1, of which no bootstrap sample differs, has Wilson's interval over images instead.
     """
-    cell = lambda s: f"{s['value']:.3f} [{s['low']:.3f}, {s['high']:.3f}]"
+    def cell(found, name):
+        value, low, high = (found[name][k] for k in ("value", "low", "high"))
+        if low == high and name in ("recall", "specificity") and len(found["support"]) == 2:
+            n = found["support"][name == "recall"]
+            low, high = wilson_interval(round(value * n), n)
+        return f"{value:.3f} [{low:.3f}, {high:.3f}]"
     rows = []
     for label, records in runs.items():
         for run in records:
             m = run.metrics
             rows += [{"trained on": label, "seed": run.seed, "tested on": name, "n": found["n"],
                       "resampled": "patients" if m["patients_known"][name] else "images",
-                      **{k.replace("_", " "): cell(found[k]) for k in scores}}
+                      **{k.replace("_", " "): cell(found, k) for k in scores}}
                      for name, found in m["scores"].items() if sets is None or name in sets]
             rows += [{"trained on": label, "seed": run.seed, "tested on": f"{name}: not run"} for name in m["missing_sets"] if sets is None or name in sets]
         if not records:
@@ -424,7 +441,9 @@ def report_beside(printed,  # a report as a document prints it, its arguments sw
 def gap_to_real(run,        # record of train_vgg16
                 real,       # record of 'vgg16_real'
                 on="test"): # set
-    "`score_differences` of two runs on the same images, over patients. ValueError: other images."
+    "`score_differences` of two runs on the same images, over patients. ValueError: other images, or a set whose predictions a record does not keep (more than 1,000 images)."
+    if lacking := [str(r.path) for r in (run, real) if on not in r.metrics["predictions"]]:
+        raise ValueError(f"{lacking[0]} keeps no predictions of {on!r}")
     a, b = (r.metrics["predictions"][on] for r in (run, real))
     if not (np.array_equal(a["label"], b["label"]) and np.array_equal(a["patient"], b["patient"])):
         raise ValueError(f"{run.path} and {real.path} were not tested on the same images")
@@ -458,7 +477,8 @@ def image_quality(images,     # uint8 (n, h, w[, 1]), generated
                   seed=0):    # of subsets and pairs
     """Distances of generated images to real ones, with precision, recall, density, coverage and MS-SSIM; JSON-able.
 
-    In 'inception' the Frechet distance is the FID and the Inception Score is added. ValueError: fewer than 4 images of a class.
+    In 'inception' the Frechet distance is the FID and the Inception Score is added. ValueError: fewer than 4 images of a class, 6
+    in all (neighbours are counted up to the fifth) or, in 'inception', 10 (the score's parts).
     """
     fake, real = (image_features(x, space) for x in (images, reference.images))
     kernel = kernel_distance(fake, real, seed=seed)
@@ -475,7 +495,7 @@ def measure_images(experiment="singh",  # whose generator; 'real': the baseline,
                    dataset="kermany",   # what it was trained on, a name or folder that load_cxr knows
                    seed=0,              # of the generator's run, of noise, labels and halves
                    out=None,            # folder of records; weights lie in runs beside it
-                   n=6_000,             # generated images
+                   n=6_000,             # generated images, 64 or more
                    space="cxr",         # 'cxr' or 'inception'
                    controls=500):       # training images that copies are planted of
     """Measure a trained generator and write the record `quality_<experiment>`; a finished record is returned as it is.
@@ -485,10 +505,12 @@ def measure_images(experiment="singh",  # whose generator; 'real': the baseline,
     FileNotFoundError: no weights; ValueError: a record made with other settings or data, data that the generator was not
     trained on, and as of `load_cxr` and `image_quality`.
     """
+    if n < 64:
+        raise ValueError(f"n is {n}: distances need at least 64 images")
     root, name, start = results_root(out), f"quality_{experiment}" + ("_inception" if space == "inception" else ""), time.perf_counter()
     path = root / name / f"{profile}-seed{seed}"
     if (path / "run.json").exists() and profile != "smoke":
-        return _same_quality(RunRecord.read(path), experiment, profile, dataset, seed, root, n)
+        return _same_quality(RunRecord.read(path), experiment, profile, dataset, seed, root, n, controls)
     real = experiment == "real"
     generator = None if real else load_network(experiment, profile, seed, root=root)
     size = 64 if real else generator.output_shape[1]
@@ -498,7 +520,7 @@ def measure_images(experiment="singh",  # whose generator; 'real': the baseline,
     if shares and identity["trained_on"] not in (None, train.fingerprint, *shares):
         raise ValueError(f"{experiment} was trained on other images than {dataset}: give the data set it was trained on")
     settings = {"generator": experiment, "n": None if real else n, "space": space, "image_size": size, "identity": identity,
-                "backend": keras.backend.backend()}
+                "controls": None if real else controls, "backend": keras.backend.backend()}
     metrics, sheets = _measure_real(train, test, space, seed) if real else _measure_generator(generator, train, test, n, space, seed, controls)
     metrics["seconds"] = time.perf_counter() - start
     history = pd.DataFrame([{"set": k, "n": metrics[k]["n"], "frechet_distance": metrics[k]["frechet_distance"]}
@@ -508,11 +530,11 @@ def measure_images(experiment="singh",  # whose generator; 'real': the baseline,
     return record
 
 # %% ../nbs/04_vgg16_eval.ipynb #87914382
-def _same_quality(record, experiment, profile, dataset, seed, root, n):
+def _same_quality(record, experiment, profile, dataset, seed, root, n, controls):
     "The record, if it is what was asked for; the weights are compared where they are at hand."
     settings, real = record.settings, experiment == "real"
     weights = not real and (runs_folder(experiment, profile, seed, root) / "generator.keras").exists()
-    if (not real and settings["n"] != n or weights and generator_identity(experiment, profile, seed, root) != settings["identity"]
+    if (not real and (settings["n"], settings.get("controls")) != (n, controls) or weights and generator_identity(experiment, profile, seed, root) != settings["identity"]
             or load_cxr(dataset, "train", settings["image_size"], progress=False).fingerprint != record.dataset["fingerprint"]):
         raise ValueError(f"{record.path} was made with other settings, weights or data: move it away")
     return record
@@ -573,3 +595,12 @@ def quality_table(columns,  # {label: experiment of measure_images}; without rec
                                ("Inception Score", lambda m: m["inception_score"][0]))]
     rows.append({"measure": "n; seeds"} | {label: f"{r[0].metrics[part]['n']:,}; {len(r)}" if r else "-" for label, r in runs.items()})
     return pd.DataFrame(rows)
+
+
+def seed_difference(runs,      # records of measure_images
+                    others,    # of another experiment
+                    measure,   # function of a record's part, as in MEASURES
+                    part="half"):
+    "Mean difference over the seeds that both have, and its Student's t interval: (value, low, high); None below two seeds."
+    pairs = [(a, b) for a in runs for b in others if a.seed == b.seed]
+    return mean_interval([measure(a.metrics[part]) - measure(b.metrics[part]) for a, b in pairs]) if pairs[1:] else None

@@ -15,7 +15,7 @@ from cxr_acgan.data import load_cxr
 from cxr_acgan.metrics import (classification_scores, confusion_matrices_fitting, copy_scores, frechet_distance,
                                frechet_distance_from_moments, inception_score, intra_frechet_distance, kernel_distance,
                                memorisation_report, ms_ssim, ms_ssim_diversity, nearest_neighbours, plant_copies,
-                               precision_recall, psnr, scores_from_confusion, ssim, tsne_embedding, wilson_interval)
+                               precision_recall, prediction_draws, psnr, score_differences, scores_from_confusion, ssim, tsne_embedding, wilson_interval)
 from cxr_acgan.results import show_embedding
 
 RATIOS = ('accuracy', 'balanced_accuracy', 'precision', 'recall', 'specificity', 'f1', 'auc')
@@ -416,12 +416,12 @@ def test_memorisation_report_on_the_phantom(chests):
         seen.append(len(x))
         return np.stack([cv2.resize(z, (6, 6), interpolation=cv2.INTER_AREA).ravel() for z in x])
     r = memorisation_report(cheating, chests, held_out.images, held_out.patients, features=features, controls=20)
-    assert json.loads(json.dumps(r)) == r and seen == [100, 240, 20, 20, 20, 20, 400]
+    assert json.loads(json.dumps(r)) == r and seen == [100, 240, *[20] * 6, 400]
     assert r['n'] == 100 and 18 <= r['flagged'] <= 24 and min(r['closest']['generated']) >= 80
     assert set(r['closest']['train']) <= set(range(100, 105)) and r['closest']['score'] == sorted(r['closest']['score'], reverse=True)
     assert (r['low'], r['high']) == pytest.approx(wilson_interval(r['flagged'], 100))
     assert r['calibration']['n'] + r['false_alarms']['n'] == 240 and 115 <= r['calibration']['n'] <= 120
-    assert all(c['rate'] >= 0.9 and c['n'] == 20 for c in r['controls'].values()) and r['false_alarms']['rate'] <= 0.05
+    assert all(c['n'] == 20 and (c['rate'] >= 0.9 or 'regrained' in kind) for kind, c in r['controls'].items()) and r['false_alarms']['rate'] <= 0.05
     assert r['features']['controls']['recompressed']['rate'] == 1 and 0 <= r['features']['agreement'] <= 1
     assert r['median_score']['generated'] > r['median_score']['held_out'] and r['features']['threshold'] < 0
 
@@ -432,7 +432,16 @@ def test_memorisation_on_kermany(cxr_data):
     planted = np.concatenate([c[:5] for c in plant_copies(train.images[1000:1005], seed=1).values()])
     r = memorisation_report(planted, train.images, test.images, test.patients, train.patients, controls=100)
     assert r['flagged'] >= 19 and r['false_alarms']['rate'] <= 0.05 and r['false_alarms']['patients'] > 100
-    assert all(c['rate'] >= 0.95 for c in r['controls'].values()), r['controls']
+    assert all(c['rate'] >= 0.95 for kind, c in r['controls'].items() if 'regrained' not in kind), r['controls']
+    assert r['controls']['regrained']['rate'] > r['controls']['coarsely regrained']['rate']
+
+
+def test_unknown_patients_are_one_each():
+    y, score = np.arange(200) % 2, np.random.default_rng(3).random(200)
+    images, unknown = (classification_scores(y, score, groups=g) for g in (None, [''] * 200))
+    mixed = classification_scores(y, score, groups=[None, ''] + ['a'] * 98 + [''] * 100)
+    assert unknown['auc']['high'] - unknown['auc']['low'] == pytest.approx(images['auc']['high'] - images['auc']['low'], abs=.03)
+    assert mixed['auc']['high'] > mixed['auc']['low'] and unknown['resampling'].startswith('groups')
 
 
 # errors: one line each
@@ -472,6 +481,15 @@ U = np.random.default_rng(0).integers(0, 256, (6, 16, 16), dtype=np.uint8)
     (lambda: classification_scores([0, 1], [.1, .2], num_classes=3), 'num_classes is 3'),
     (lambda: classification_scores([0, 1], [.1, .2], groups=['a']), 'groups has 1 entries for 2'),
     (lambda: classification_scores([0, 1], [.1, .2], n_boot=0), 'n_boot'),
+    (lambda: classification_scores([0, 1], [.1, .2], threshold=np.nan), 'threshold must be a finite number'),
+    (lambda: score_differences([0, 1], [.1, .2], [.1, .2], threshold=[.1, .2, .3]), 'one number or a pair'),
+    (lambda: prediction_draws({'label': [0, 1], 'probability': [.1, np.nan], 'patient': [0, 1]}), 'finite'),
+    (lambda: kernel_distance(F, F, gamma=np.nan), 'must be finite'),
+    (lambda: kernel_distance(F, F, subset_size=4.7), 'subset_size is 4.7: it must be a whole number'),
+    (lambda: precision_recall(F, F, k=2.5), 'k is 2.5: it must be a whole number'),
+    (lambda: nearest_neighbours(F, F, k=1.5), 'k is 1.5'),
+    (lambda: inception_score(np.full((3, 2), .5), splits=2.5), 'splits is 2.5'),
+    (lambda: plant_copies(U, grain=U[:, :-1]), 'resize them to one size'),
     (lambda: scores_from_confusion([[1, 2]]), r'shape \(C, C\)'),
     (lambda: scores_from_confusion([[1, 2], [0, 0]]), 'no sample of class 1'),
     (lambda: scores_from_confusion([[1, 2], [0, -1]]), 'not negative'),
@@ -482,13 +500,13 @@ U = np.random.default_rng(0).integers(0, 256, (6, 16, 16), dtype=np.uint8)
     (lambda: wilson_interval(1, 4, level=95), 'level is 95'),
     (lambda: inception_score(F), 'apply the softmax'),
     (lambda: inception_score(np.full((3, 2), .4)), 'add up to 1'),
-    (lambda: inception_score(np.full((3, 2), .5)), 'splits is 10: it must be between 1 and 3'),
+    (lambda: inception_score(np.full((3, 2), .5)), 'splits is 10: it must be a whole number, between 1 and 3'),
     (lambda: intra_frechet_distance(F, [0, 0, 0, 1, 1, 1], F, [0, 0, 0, 0, 0, 1]), 'class 1 has 3 samples in x and 1 in y'),
     (lambda: intra_frechet_distance(F, [0], F, [0] * 6), 'x_labels has shape'),
-    (lambda: nearest_neighbours(F, F, k=7), 'k is 7: it must be between 1 and 6'),
+    (lambda: nearest_neighbours(F, F, k=7), 'k is 7: it must be a whole number, between 1 and 6'),
     (lambda: nearest_neighbours(F, F[:, :1]), 'x has 3 features and y has 1'),
     (lambda: nearest_neighbours(F, NAN), 'y has non-finite'),
-    (lambda: precision_recall(F, F, k=6), 'k is 6: it must be at least 1 and less than 6'),
+    (lambda: precision_recall(F, F, k=6), 'k is 6: it must be a whole number, between 1 and 5'),
     (lambda: precision_recall(F, F[:, :2]), 'real has 3 features and fake has 2'),
     (lambda: precision_recall(NAN, F), 'real has non-finite'),
     (lambda: psnr(F, F), 'x must hold uint8 images'),

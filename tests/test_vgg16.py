@@ -132,7 +132,7 @@ def test_same_on_all_backends(backend, same_on_backends):
     (lambda out: v.VGG16Settings(batch_size=0), 'batch_size must be at least 1'),
     (lambda out: v.labelled_images(keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)]), 4), 'no class input'),
     (lambda out: v.fit_classifier((np.zeros((4, 32, 32, 1), 'uint8'), np.zeros(4)), (np.zeros((0, 32, 32, 1), 'uint8'), []), TINY), '0 to validate on'),
-    (lambda out: v.train_on_synthetic(toy_generator(), load_cxr('phantom', 'test', 64, n=6, progress=False), TINY), 'the generator 2 at 32 px'),
+    (lambda out: v.train_on_synthetic(toy_generator(), load_cxr('phantom', 'test', 64, n=6, progress=False), TINY), 'the classifier 2 at 32 px'),
     (lambda out: v.labelled_images(toy_generator(), 0), 'n must be at least 1'),
     (lambda out: v.labelled_images(toy_generator(), 4, shares=(0.5, 0.6)), 'add up to 1'),
     (lambda out: v.train_on_synthetic(toy_generator(3), load_cxr('phantom', 'test', 32, n=6, progress=False), TINY), '2 classes at 32 px'),
@@ -142,6 +142,8 @@ def test_same_on_all_backends(backend, same_on_backends):
     (lambda out: v.train_vgg16('vgg16_singh', 'smoke', out=out), 'cxr-acgan train singh --profile smoke --seed 0'),
     (lambda out: v.measure_images('singh', 'cpu', 'phantom', 0, out), 'cxr-acgan train singh --profile cpu --seed 0'),
     (lambda out: v.measure_images('real', 'smoke', 'nowhere', 0, out), 'nowhere'),
+    (lambda out: v.measure_images('singh', 'cpu', 'phantom', 0, out, n=63), 'at least 64'),
+    (lambda out: v.train_on_real(*(load_cxr('phantom', s, size, n=6, progress=False) for s, size in (('train', 32), ('test', 64))), TINY), 'the classifier 2 at 32 px'),
 ])
 def test_bad_input(call, message, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError)) as caught: call(tmp_path / 'results')
@@ -178,7 +180,21 @@ def test_a_finished_quality_record_needs_no_weights(cxr_data):
     out = Path(__file__).parents[1] / 'results'
     found = v.measure_images('singh', 'cpu', 'kermany', 0, out)
     assert found.experiment == 'quality_singh' and found.metrics['train']['n'] == 6000
-    with pytest.raises(ValueError, match='other settings, weights or data'): v.measure_images('singh', 'cpu', 'kermany', 0, out, n=100)
+    for other in (dict(n=100), dict(controls=20)):
+        with pytest.raises(ValueError, match='other settings, weights or data'): v.measure_images('singh', 'cpu', 'kermany', 0, out, **other)
+
+
+def test_a_finished_training_is_not_another(cxr_data, monkeypatch):
+    "A committed record is returned without its generator; not for other data or settings."
+    out = Path(__file__).parents[1] / 'results'
+    found = v.train_vgg16('vgg16_singh_6000', 'cpu', 'kermany', 0, out)
+    assert found.metrics['generator']['experiment'] == 'singh' and found.settings['images'] == 6000
+    with pytest.raises(ValueError, match='move it away'): v.train_vgg16('vgg16_singh_6000', 'cpu', 'phantom', 0, out)
+    with pytest.raises(ValueError, match="no predictions of 'adults'"): v.gap_to_real(found, found, on='adults')
+    shown = v.scores_table({'': [found]})
+    assert (len(shown), shown['recall'].str.contains(r'1\.000 \[1\.000').sum()) == (4, 0)
+    monkeypatch.setitem(v.PROFILES['vgg16_singh_6000'], 'cpu', replace(v.PROFILES['vgg16_singh_6000']['cpu'], patience=9))
+    with pytest.raises(ValueError, match='move it away'): v.train_vgg16('vgg16_singh_6000', 'cpu', 'kermany', 0, out)
 
 
 def test_generators_quality_against_a_known_one(tmp_path):
