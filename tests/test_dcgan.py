@@ -1,5 +1,6 @@
 """The DCGAN: the same as PyTorch's example and on three backends, resumed runs, and measures that see what was planted."""
 import importlib.util
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -219,6 +220,15 @@ def test_measured_record(tiny, tmp_path):
         dcgan.measure_dcgan("noori", "cpu", "phantom", 0, tmp_path / "results")
     with pytest.raises(FileNotFoundError, match="no samples in .*: train the run again"):
         dcgan.quality_over_epochs(tmp_path, None, None)
+
+
+def test_the_chapter_asks_for_no_sheet_that_a_run_does_not_keep(tiny, tmp_path):
+    record = dcgan.train_dcgan("noori_pneumonia", "cpu", "phantom", 0, tmp_path / "results")  # sheets=False
+    cells = ["".join(c["source"]) for c in json.loads((Path(__file__).parents[1] / "nbs/02_dcgan.ipynb").read_text())["cells"]]
+    drawing = [c for c in cells if "#| label: fig-real-generated" in c or "#| label: fig-interpolation" in c]
+    assert len(drawing) == 2 and not record.settings["sheets"]
+    for cell in drawing:
+        exec(cell, {"record": record, "record_images": record_images, "np": np, "show_sheet": None})
 
 
 def test_record_of_other_weights(tiny, tmp_path, monkeypatch):
