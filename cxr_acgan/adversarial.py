@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PairedOptimizer', 'replica_numbers', 'fit_arguments', 'seed_hash', 'BackendModel', 'AdversarialModel', 'seeded',
-           'UpdateBackup', 'UpdateLogger', 'generate_images', 'generate_classes', 'profile_settings', 'dtype_policy',
-           'open_run', 'SampleSaver', 'run_updates', 'summarise_updates']
+           'UpdateBackup', 'TrainingDiverged', 'UpdateLogger', 'generate_images', 'generate_classes',
+           'profile_settings', 'dtype_policy', 'open_run', 'SampleSaver', 'run_updates', 'summarise_updates']
 
 # %% ../nbs/foundations/adversarial.ipynb #dade998d
 import contextlib
@@ -341,11 +341,18 @@ class UpdateBackup(keras.callbacks.BackupAndRestore):
         self.model._initial_epoch = None  # else the next `fit` would start there too
 
 # %% ../nbs/foundations/adversarial.ipynb #3f726611
+class TrainingDiverged(RuntimeError):
+    "A loss was not finite: `update` says when, `losses` (a data frame) holds those of the updates before."
+    def __init__(self, update, name, value, rows=()):
+        super().__init__(f"training diverged: {name} of update {update} is {value}")
+        self.update, self.losses = update, pd.DataFrame(rows).astype({"update": int} if len(rows) else {})
+
+
 class UpdateLogger(keras.callbacks.Callback):
     """Append the losses of each update to a CSV (`update`, its `seconds`, then one column a loss), written at the end of an epoch.
 
     Stands after `UpdateBackup` in the list of callbacks: lines of updates later than the restored one are dropped. A loss that is
-    not finite raises RuntimeError before the epoch ends, so that the last backup stays a good one.
+    not finite raises `TrainingDiverged` before the epoch ends, so that the last backup stays a good one.
     """
     def __init__(self, path):
         super().__init__()
@@ -366,7 +373,7 @@ class UpdateLogger(keras.callbacks.Callback):
         losses = {k: float(v) for k, v in logs.items()}
         lost = [k for k, v in losses.items() if not np.isfinite(v)]
         if lost:
-            raise RuntimeError(f"training diverged: {lost[0]} of update {self.next} is {losses[lost[0]]}")
+            raise TrainingDiverged(self.next, lost[0], losses[lost[0]], self.rows)
         self.rows.append({"update": self.next, "seconds": time.perf_counter() - self.clock, **losses})
         self.next += 1
 
@@ -475,7 +482,7 @@ def run_updates(gan,       # AdversarialModel, compiled
                 verbose=0):
     """Train to `settings.updates`, going on from the backup in `folder` if there is one; the losses of each update, a data frame.
 
-    ValueError: a sample wanted where training does not stop; RuntimeError: a loss was not finite, lines of losses.csv are missing.
+    ValueError: a sample wanted where training does not stop; TrainingDiverged: a loss was not finite; RuntimeError: lines of losses.csv are missing.
     """
     wrong = [u for u in settings.sample_updates if u != settings.updates and (u % settings.checkpoint_every or u > settings.updates)]
     if wrong:

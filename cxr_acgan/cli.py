@@ -369,7 +369,7 @@ def _writable(folder):
 @app.command('reproduce')
 def reproduce_command(
     notebooks: Annotated[Optional[List[str]], typer.Argument(help='Numbers (1), names (01_acgan, acgan, papers/srm) or paths; the six when none is given.', show_default=False)] = None,
-    profile: Annotated[str, typer.Option(help='smoke (seconds), cpu (about an hour an experiment) or paper (the document\'s settings).')] = 'smoke',
+    profile: Annotated[str, typer.Option(help='smoke (seconds), cpu (minutes to hours an experiment on two cores) or paper (the document\'s settings).')] = 'smoke',
     dataset: Annotated[str, typer.Option(help='phantom, a known data set, or a folder of class folders.')] = 'phantom',
     seed: Annotated[int, typer.Option(help='Seed of everything that is drawn.')] = 0,
     out: Annotated[Path, typer.Option(help='Folder of notebooks/, results/ and site/.')] = Path('_reproduce'),
@@ -452,7 +452,7 @@ def train_command(
     out: Annotated[Path, typer.Option(help='Folder of the records; weights go to runs/ beside it.')] = Path('results'),
     overwrite: Annotated[bool, typer.Option('--overwrite', help='Train again and replace a finished record.')] = False,
 ):
-    "Train an experiment and write its record. A killed training goes on from its last backup; a finished one whose weights are missing gets them again."
+    "Train an experiment and write its record. A killed training goes on from its last backup; a finished one whose weights are missing gets them again. One that diverges is an error, also where that is written down in a record."
     dataset = _check_run(profile, _default_dataset(experiment, profile) if dataset is None else dataset, seed)
     out = _writable(out)
     module = _module_of(experiment, profile)
@@ -469,6 +469,9 @@ def train_command(
             _move_folder(again / 'runs' / experiment / record.name, weights)
             if overwrite: _move_folder(fresh / experiment / record.name, record)
             shutil.rmtree(again)
+    metrics = record / 'metrics.json'
+    diverged = metrics.is_file() and json.loads(metrics.read_text(encoding='utf-8')).get('diverged')
+    if diverged: raise RuntimeError(f'{diverged}; so says the record {record}')
     print(record)
 
 

@@ -73,6 +73,12 @@ class CXRDataset:
         "Pixels a side."
         return self.images.shape[1]
 
+    @property
+    def showable(self):
+        "bool (n,): images that may be shown to anybody, drawn ones and those under CC BY without NC or ND; by the set's licence where no image's is known."
+        may = lambda licence: licence.startswith(('CC BY', 'Apache')) and not {'NC', 'ND'} & set(licence.replace('-', ' ').split())
+        return np.array([may(l) for l in self.licences or (self.licence,) * len(self)], bool)
+
     def subset(self, indices):
         "The images at `indices` (whole numbers or a bool array), in that order."
         i = np.arange(len(self))[np.asarray(indices)]

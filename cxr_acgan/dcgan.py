@@ -6,7 +6,8 @@
 __all__ = ['NOORI', 'SHORT', 'PNEUMONIA', 'SMOKE', 'CONFLICT', 'EXPERIMENTS', 'PROFILES', 'PRINTED', 'dcgan_generator',
            'dcgan_discriminator', 'DCGAN', 'DCGANSettings', 'dcgan_settings', 'build_dcgan', 'normal_noise',
            'interpolate_noise', 'load_images', 'probability_of_real', 'discriminator_report', 'printed_fit',
-           'finish_dcgan', 'train_dcgan', 'sample_dcgan', 'quality_over_epochs', 'measure_dcgan', 'plot_quality']
+           'finish_dcgan', 'finish_diverged', 'train_dcgan', 'sample_dcgan', 'quality_over_epochs', 'measure_dcgan',
+           'plot_quality']
 
 # %% ../nbs/02_dcgan.ipynb #89f86771
 import shutil
@@ -17,13 +18,14 @@ import keras
 import numpy as np
 import pandas as pd
 from keras import layers, ops
-from .adversarial import (AdversarialModel, dtype_policy, generate_images, open_run, profile_settings, run_updates,
+from .adversarial import (AdversarialModel, TrainingDiverged, dtype_policy, generate_images, open_run, profile_settings, run_updates,
                                    seed_hash, seeded, summarise_updates)
 from .data import load_cxr, split_by_patient
 from .features import image_features
 from .metrics import (classification_scores, frechet_distance, kernel_distance, memorisation_report,
                                ms_ssim_diversity, precision_recall, wilson_interval)
 from .results import RunRecord, image_sheet, load_network, results_root, runs_folder
+from .vgg16_eval import generator_identity
 
 # %% ../nbs/02_dcgan.ipynb #88b1098d
 def _normal(mean=0.0):
@@ -146,11 +148,12 @@ class DCGANSettings:
     history_every: int = 25      # updates averaged into one row of history.csv
     checkpoint_every: int = 525  # updates between two backups
     sheets: bool = True          # pictures of real, generated and interpolated images in the record too
+    may_diverge: bool = False    # True: that a run diverges is an answer, and is written down
 
 # %% ../nbs/02_dcgan.ipynb #1aafe610
 NOORI = DCGANSettings()
 SHORT = replace(NOORI, updates=2_000, log_every=100, sample_updates=(0, 500, 1_000, 1_500, 2_000), history_every=10,
-                checkpoint_every=500, sheets=False)
+                checkpoint_every=500, sheets=False, may_diverge=True)
 PNEUMONIA = replace(NOORI, classes=("PNEUMONIA",), updates=3_900, log_every=390, checkpoint_every=390,
                     sample_updates=(0, 390, 780, 1_560, 2_340, 3_120, 3_900))
 SMOKE = dict(images=64, updates=5, batch_size=4, log_every=2, sample_updates=(0, 2, 5), samples=32, history_every=1,
@@ -295,6 +298,20 @@ def finish_dcgan(gan, train, test, losses, record, settings, folder, root):
     return record
 
 
+def finish_diverged(error, gan, record, settings, folder, root):
+    "The short record of a run that raised `TrainingDiverged`: at which update, the losses before, the samples kept until then."
+    losses, names = error.losses, gan.log_names
+    record.metrics = {"diverged_at": error.update, "diverged": str(error), "logged": []}
+    record.history = pd.DataFrame(columns=["update", *names])
+    if len(losses):
+        record.history, record.metrics["logged"] = summarise_updates(losses, names, settings.history_every, settings.log_every)
+        record.wall_s = float(losses.seconds.sum())
+    strip = [np.load(folder / f"samples-{u}.npy")[:8] for u in settings.sample_updates if u <= error.update]
+    record.write(root, {"samples.png": image_sheet(np.concatenate(strip))})
+    shutil.rmtree(folder / "backup", ignore_errors=True)
+    return record
+
+
 def _gallery(gan, train, seed):
     "32 real images, each class as often, class by class; 32 generated ones; 5 paths of 8 steps between noise vectors."
     draw = lambda z: generate_images(gan.generator, z, gan.value_range)
@@ -315,7 +332,8 @@ def train_dcgan(experiment="noori",  # a name in `PROFILES`
     """Train one DCGAN, write its record and return it; a finished record is returned as it is, without training.
 
     A run that was cut off goes on from its last backup. ValueError: unknown experiment, profile, data set or class,
-    negative seed; OSError: a folder cannot be written.
+    negative seed; OSError: a folder cannot be written; TrainingDiverged: where `may_diverge` is set the record has
+    `diverged_at` in place of it, and no weights.
     """
     settings, root = dcgan_settings(experiment, profile), results_root(out)
     noise = normal_noise(settings.samples, settings.latent_dim, seed)
@@ -329,7 +347,12 @@ def train_dcgan(experiment="noori",  # a name in `PROFILES`
     draw = lambda gan: generate_images(gan.generator, noise, gan.value_range)
     with dtype_policy(settings.precision):
         gan = build_dcgan(settings, seed)
-        losses = run_updates(gan, train.images, None, settings, folder, draw, verbose)
+        try:
+            losses = run_updates(gan, train.images, None, settings, folder, draw, verbose)
+        except TrainingDiverged as error:
+            if not settings.may_diverge:
+                raise
+            return finish_diverged(error, gan, record, settings, folder, root)
         return finish_dcgan(gan, train, test, losses, record, settings, folder, root)
 
 # %% ../nbs/02_dcgan.ipynb #71eb3508
@@ -337,8 +360,11 @@ def sample_dcgan(experiment="noori", profile="cpu", seed=0,
                  n=64,          # images
                  out=None,      # folder of records; weights lie in `runs` beside it
                  noise_seed=0): # seed of the noise
-    "uint8 images (n, h, w, 1) of a trained generator; FileNotFoundError says how to get its weights."
+    "uint8 images (n, h, w, 1) of a trained generator; FileNotFoundError says how to get its weights, ValueError that its run diverged."
     dcgan_settings(experiment, profile)
+    path = results_root(out) / experiment / f"{profile}-seed{seed}"
+    if (path / "run.json").exists() and "diverged_at" in (found := RunRecord.read(path).metrics):
+        raise ValueError(f"{experiment}, seed {seed}, diverged at update {found['diverged_at']}: it has no weights")
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     generator = load_network(experiment, profile, seed, root=out)
@@ -408,25 +434,39 @@ def measure_dcgan(experiment="noori", profile="cpu",
     """Measure a trained DCGAN and write the record `quality_<experiment>`; a finished record is returned as it is.
 
     metrics: what `quality_over_epochs` returns, and `train`: n images against all training images. FileNotFoundError: no weights
-    or samples; ValueError: as of `load_images` and `quality_over_epochs`.
+    or samples; ValueError: a record of other weights, data or n, data that the run was not trained on, a run that diverged, and as
+    of `load_images` and `quality_over_epochs`.
     """
     settings, root = dcgan_settings(experiment, profile), results_root(out)
     name = f"quality_{experiment}" + ("_inception" if space == "inception" else "")
     path, folder = root / name / f"{profile}-seed{seed}", runs_folder(experiment, profile, seed, root)
-    if (path / "run.json").exists() and profile != "smoke":
-        return RunRecord.read(path)
-    start, images = time.perf_counter(), sample_dcgan(experiment, profile, seed, n, root, noise_seed=seed + 3)
     train, test = load_images(dataset, settings)
+    if (path / "run.json").exists() and profile != "smoke":
+        return _same_measures(RunRecord.read(path), experiment, profile, seed, root, train, n)
+    start, images = time.perf_counter(), sample_dcgan(experiment, profile, seed, n, root, noise_seed=seed + 3)
+    identity = generator_identity(experiment, profile, seed, root)
+    if identity["trained_on"] not in (None, train.fingerprint):
+        raise ValueError(f"{experiment} was trained on other images than {dataset}: give the data set it was trained on")
     metrics = quality_over_epochs(folder, train, test, space, seed=seed, **options)
     features = [image_features(x, space) for x in (images, train.images)]
     metrics["train"] = _quality_row(images, *features, subsets=100, seed=seed)
     history = pd.DataFrame([_history_row(row, settings.batch_size / len(train)) for row in metrics["epochs"]])
-    run = {"generator": experiment, "n": n, "space": space, "image_size": settings.image_size, "backend": keras.backend.backend()}
+    run = {"generator": experiment, "n": n, "space": space, "image_size": settings.image_size, "identity": identity,
+           "backend": keras.backend.backend()}
     record = RunRecord(name, profile, seed, run, train.describe(), metrics, history, time.perf_counter() - start)
     last = np.load(folder / f"samples-{metrics['epochs'][-1]['update']}.npy", allow_pickle=False)
     closest = metrics["memorisation"]["closest"]
     pairs = np.concatenate([last[closest["generated"]], train.images[closest["train"]]])
     record.write(root, {"closest.png": image_sheet(pairs, ncols=len(closest["train"]))})
+    return record
+
+
+def _same_measures(record, experiment, profile, seed, root, train, n):
+    "The record, if it is what was asked for; the weights are compared where they are at hand."
+    weights = (runs_folder(experiment, profile, seed, root) / "generator.keras").exists()
+    if (record.settings["n"] != n or train.fingerprint != record.dataset["fingerprint"]
+            or weights and generator_identity(experiment, profile, seed, root) != record.settings["identity"]):
+        raise ValueError(f"{record.path} was made with other settings, weights or data: move it away")
     return record
 
 
@@ -438,7 +478,7 @@ def _history_row(row, epochs_an_update):
 # %% ../nbs/02_dcgan.ipynb #eb8b0129
 def plot_quality(runs,        # records of `measure_dcgan`; [] draws empty panels
                  width=7.5):  # inches
-    "Quality over epochs, a line a run, and the value of real test images dashed; returns the matplotlib figure."
+    "Quality over epochs, a line a run, and dashed that of real images of other patients; returns the matplotlib figure."
     import matplotlib.pyplot as plt
     panels = {"frechet_distance": "Fréchet distance", "kernel_distance": "kernel distance", "precision": "precision",
               "recall": "recall", "ms_ssim": "MS-SSIM of pairs", "copies": "share of near-copies"}
@@ -447,9 +487,9 @@ def plot_quality(runs,        # records of `measure_dcgan`; [] draws empty panel
         for i, run in enumerate(runs):
             axis.plot(run.history.epoch, run.history[key], "o-", ms=3, lw=1.2, color=f"C{i}",
                       label=f"{run.settings['generator']}, seed {run.seed}")
-            real = run.metrics["real"]["test"] | {"copies": run.metrics["memorisation"]["false_alarms"]["rate"]}
+            real = run.metrics["real"]["patients"] | {"copies": run.metrics["memorisation"]["false_alarms"]["rate"]}
             value = real[key]["mean"] if isinstance(real[key], dict) else real[key]
-            axis.axhline(value, color=f"C{i}", ls="--", lw=1, label=None if i else "test images")
+            axis.axhline(value, color=f"C{i}", ls="--", lw=1, label=None if i else "real images")
         axis.set_title(title if runs else f"{title} (not run)", fontsize=10)
         axis.set(xlabel="epoch", yscale="log" if "distance" in key and runs else "linear")
         axis.set_ylim(*{"precision": (0, 1), "recall": (0, 1), "copies": (-0.002, None)}.get(key, (None, None)))

@@ -318,6 +318,8 @@ AUDITS = {"calculation": _calculation, "condition": _condition, "contradiction":
 
 # %% ../nbs/foundations/ledger.ipynb #c202e4fb
 def _value(run, claim_field, rule):
+    if "diverged_at" in run.metrics:
+        raise NotMeasured(f"{run.experiment}, seed {run.seed}, diverged at update {run.metrics['diverged_at']}")
     try:
         return READERS.get(rule, _read_field)(run, claim_field)
     except KeyError as error:

@@ -1,6 +1,8 @@
 """carbone: networks, losses and augmentation against references, resumed runs, three backends, and experiments that see what was planted."""
+import shutil
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import keras
@@ -9,6 +11,8 @@ import pytest
 
 from cxr_acgan import acgan
 from cxr_acgan.data import load_cxr
+from cxr_acgan.ledger import answer, load_claims
+from cxr_acgan.metrics import prediction_draws
 from cxr_acgan.results import RunRecord, load_network
 
 TINY = replace(acgan.CARBONE, image_size=16, width=1, images=24, updates=6, batch_size=4, learning_rate=1e-3, log_every=2, sample_updates=(0, 2, 6),
@@ -218,8 +222,15 @@ def test_two_classes_are_refused(tiny, tmp_path):
         acgan.sample_acgan("balance_asis", "cpu", out=tmp_path)
     with pytest.raises(FileNotFoundError, match="no record at .*carbone_choice"):
         acgan.train_acgan("balance_gan", "cpu", "phantom", 0, tmp_path / "results")
-    with pytest.raises(FileNotFoundError, match="no checkpoints of carbone"):
+    with pytest.raises(FileNotFoundError, match="no record at .*: the training is not finished, `cxr-acgan train carbone --profile cpu --seed 0` finishes it"):
         acgan.train_acgan("carbone_choice", "cpu", "phantom", 0, tmp_path / "results")
+    for missing in ("balance_asis --profile cpu --seed 3", "carbone_features --profile cpu --seed 0", "carbone_choice --profile cpu --seed 0"):
+        with pytest.raises(FileNotFoundError, match=f"`cxr-acgan train {missing}` gets"):
+            acgan.train_acgan("carbone_quality", "cpu", "phantom", 3, tmp_path / "results")
+        folder = tmp_path / "runs" / missing.split()[0] / f"cpu-seed{missing[-1]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        acgan.small_classifier(16).save(folder / "classifier.keras")
+        shutil.copy(Path(acgan.__file__).parent / "cxr_features.npz", folder / "features.npz")
     with pytest.raises(ValueError, match="the source of no image is known; use the data set covidx"):
         acgan.relabel_by_source(load_cxr("phantom", n=6, num_classes=3), ["a"])
     with pytest.raises(ValueError, match="unknown way 'smote'"):
@@ -228,20 +239,49 @@ def test_two_classes_are_refused(tiny, tmp_path):
 
 def test_experiments_on_covidx(trained, monkeypatch):
     "One after the other; the chain of files that each needs of the others."
+    weights = trained.parent / "runs/carbone/cpu-seed0/generator-2.keras"
+    weights.rename(weights.with_name("away"))
+    with pytest.raises(FileNotFoundError, match="lacks generator-2.keras: remove it, and `cxr-acgan train carbone --profile cpu --seed 0` makes"):
+        quiet("carbone_choice", "cpu", "covidx", 0, trained)
+    weights.with_name("away").rename(weights)
+    shutil.copy(weights, weights.with_name("generator-4.keras"))  # of no update that the record names
+    (trained / "carbone/cpu-seed0/run.json").rename(trained / "away.json")
+    with pytest.raises(FileNotFoundError, match="the training is not finished"):
+        quiet("carbone_choice", "cpu", "covidx", 0, trained)
+    (trained / "away.json").rename(trained / "carbone/cpu-seed0/run.json")
     choice = quiet("carbone_choice", "cpu", "covidx", 0, trained).metrics
-    assert [row["update"] for row in choice["checkpoints"]] == [2, 6] and choice["gap"]["value"] >= 0
+    assert [row["update"] for row in choice["checkpoints"]] == [2, 6] and choice["gap"]["value"] >= 0 and 0 <= choice["same"] <= 1
     held_out = choice["sets"]["validation"]["patients"], choice["sets"]["train"]["patients"]
     assert 0.15 < held_out[0] / sum(held_out) < 0.25
-    assert choice["sets"]["test"]["without_patient"] == 0 and len(choice["on_validation"]["predictions"]["label"]) == 60
-    gan = quiet("balance_gan", "cpu", "covidx", 1, trained).metrics
-    chosen = next(row for row in choice["checkpoints"] if row["update"] == choice["on_validation"]["update"])
-    assert gan["generator"] == {"update": chosen["update"], "weights": chosen["generator"]} and gan["added"][2] > 0 and len(gan["predictions"]["label"]) == gan["test"]["n"] == 60
+    called = RunRecord.read(trained / "carbone_choice/cpu-seed0").metrics["called"]["test"]
+    assert choice["sets"]["test"]["without_patient"] == 0 and len(called["label"]) == len(called["called"]["2"]) == 60
+    for row in choice["checkpoints"]:
+        found = np.array(row["test"]["confusion"])
+        assert [int(k) for k in called["called"][str(row["update"])]].count(1) == found[:, 1].sum()
+    record = quiet("balance_gan", "cpu", "covidx", 1, trained)
+    gan, chosen = record.metrics, next(row for row in choice["checkpoints"] if row["update"] == choice["on_validation"]["update"])
+    assert gan["generator"] == {"update": chosen["update"], "weights": chosen["generator"]} and gan["added"][2] > 0 and record.settings["synthetic"] == 30
+    assert sum(gan["distinct"]) <= min(30, sum(gan["added"])) and all((np.array(gan["distinct"]) > 0) == (np.array(gan["added"]) > 0))
     quiet("carbone_features", "cpu", "covidx", 0, trained)
+    assert RunRecord.read(trained / "carbone_features/cpu-seed0").settings | {"backend": 0} == {
+        "task": "features", "images": None, "validation": 0.2, "image_size": 64, "epochs": 1, "precision": "float32", "batch_size": 64,
+        "learning_rate": 2e-3, "reconstruction": 20.0, "backend": 0}
+    asis = [quiet("balance_asis", "cpu", "covidx", seed, trained) for seed in (0, 1)]
+    assert "synthetic" not in asis[0].settings and asis[0].metrics["distinct"].tolist() == [0, 0, 0]
+    [claim] = [c for c in load_claims() if c.id == "carbone-augmentation"]
+    found = answer(claim, trained)
+    runs = [RunRecord.read(trained / name / "cpu-seed1").metrics for name in ("balance_gan", "balance_asis")]
+    assert found.how == "paired bootstrap over patients" and found.low <= found.value <= found.high
+    assert found.value == pytest.approx(runs[0]["scores"]["test"]["f1"]["value"] - runs[1]["scores"]["test"]["f1"]["value"], abs=1e-6)
+    assert prediction_draws(runs[0]["predictions"]["test"])[0]["f1"] == pytest.approx(runs[0]["scores"]["test"]["f1"]["value"], abs=1e-6)
     monkeypatch.setattr(acgan, "inception_network", lambda: (_ for _ in ()).throw(OSError("no weights here")))
-    quality = quiet("carbone_quality", "cpu", "covidx", 0, trained).metrics
-    assert quality["missing"] == {"inception": "no weights here", "classifier": "cxr-acgan train balance_asis was not run"}
+    record = quiet("carbone_quality", "cpu", "covidx", 0, trained)
+    quality = record.metrics
+    assert quality["missing"] == {"inception": "no weights here"} and not {"learning_rate", "updates", "epochs"} & set(record.settings)
     space = quality["spaces"]["covidx"]
-    assert {"repository", "clean", "real"} == set(space) and quality["shown"] == [6, 6, 6] and 0 <= space["clean"]["recall"] <= 1
+    assert {"repository", "clean", "real"} == set(space) and 0 <= space["clean"]["recall"] <= 1 and quality["spaces"]["classifier"]["accuracy"] <= 1
+    assert [[image["licence"] for image in shown] for shown in quality["shown"]] == 3 * [6 * ["CC BY 4.0"]]
+    assert all(name in image["file"].split("/") and image["source"] in ("adults", "children") for name, shown in zip(quality["class_names"], quality["shown"]) for image in shown)
     assert all(space[p]["intra"]["classes"] == [0, 1, 2] and space[p]["frechet_distance"] > 0 < space["real"][p] for p in ("repository", "clean"))
     path = trained.parent / f"runs/carbone/cpu-seed0/generator-{chosen['update']}.keras"
     acgan.unit_range(small_gan().generator).save(path)
@@ -267,3 +307,31 @@ def test_licences_of_images_shown(data):
     shown = acgan.open_licence(train, 4)
     assert [len(k) for k in shown] == [4, 4, 4] and {train.licences[i] for k in shown for i in k} == {"CC BY 4.0"}
     assert all((train.labels[k] == c).all() for c, k in enumerate(shown))
+    assert [len(k) for k in acgan.open_licence(replace(train, licences=()), 4)] == [0, 0, 0]  # "mixed": of none is it known
+    assert [len(k) for k in acgan.open_licence(replace(train, licences=(), licence="CC BY 4.0"), 4)] == [4, 4, 4]
+    [image] = acgan.attribution(train, shown[0][:1])
+    assert image == {"file": train.file_names[shown[0][0]], "source": train.sources[shown[0][0]], "licence": "CC BY 4.0"}
+
+
+def of_patients(*called):
+    "What `choose_checkpoint` takes: 40 patients of three images, and what each checkpoint calls them."
+    return {"label": np.arange(120) % 3, "patient": np.arange(120) // 3, "called": dict(zip((10, 20), called))}
+
+
+def wrong_of(*patients):
+    "All images right but those of these patients."
+    return (np.arange(120) + np.isin(np.arange(120) // 3, patients)) % 3
+
+
+def test_the_choice_is_repeated_in_every_bootstrap_sample():
+    sure = acgan.choose_checkpoint(of_patients(wrong_of(*range(20)), wrong_of()), of_patients(wrong_of(*range(20)), wrong_of()))
+    assert sure["same"] == 1 and sure["gap"]["value"] == sure["gap"]["low"] == sure["gap"]["high"] == 0
+    near = of_patients(wrong_of(1, 2, 3), wrong_of(4, 5))
+    narrow = acgan.choose_checkpoint(near, near)
+    assert narrow["on_test"] == narrow["on_validation"] and narrow["gap"]["value"] == 0 == narrow["gap"]["low"]
+    assert 0.02 < narrow["gap"]["high"] < 0.2 and 0.3 < narrow["same"] < 0.8  # the two sets are drawn apart
+    lucky = acgan.choose_checkpoint(of_patients(wrong_of(), wrong_of(*range(12))), of_patients(wrong_of(*range(12)), wrong_of()))
+    assert (lucky["on_test"]["update"], lucky["on_validation"]["update"], lucky["same"]) == (20, 10, 0)
+    assert lucky["gap"]["value"] == pytest.approx(0.3) and 0.1 < lucky["gap"]["low"] < 0.3 < lucky["gap"]["high"] < 0.5
+    with pytest.raises(ValueError, match="need the same checkpoints twice"):
+        acgan.choose_checkpoint(of_patients(wrong_of()), near)

@@ -1,5 +1,6 @@
 """The DCGAN: the same as PyTorch's example and on three backends, resumed runs, and measures that see what was planted."""
 import importlib.util
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cxr_acgan import dcgan
+from cxr_acgan import cli, dcgan
+from cxr_acgan.adversarial import TrainingDiverged
 from cxr_acgan.data import load_cxr
 from cxr_acgan.results import RunRecord, record_images
 
@@ -218,6 +220,87 @@ def test_measured_record(tiny, tmp_path):
         dcgan.measure_dcgan("noori", "cpu", "phantom", 0, tmp_path / "results")
     with pytest.raises(FileNotFoundError, match="no samples in .*: train the run again"):
         dcgan.quality_over_epochs(tmp_path, None, None)
+
+
+def test_the_chapter_asks_for_no_sheet_that_a_run_does_not_keep(tiny, tmp_path):
+    record = dcgan.train_dcgan("noori_pneumonia", "cpu", "phantom", 0, tmp_path / "results")  # sheets=False
+    cells = ["".join(c["source"]) for c in json.loads((Path(__file__).parents[1] / "nbs/02_dcgan.ipynb").read_text())["cells"]]
+    drawing = [c for c in cells if "#| label: fig-real-generated" in c or "#| label: fig-interpolation" in c]
+    assert len(drawing) == 2 and not record.settings["sheets"]
+    for cell in drawing:
+        exec(cell, {"record": record, "record_images": record_images, "np": np, "show_sheet": None})
+
+
+def test_record_of_other_weights(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(dcgan, "image_features", lambda images, space: images[:, ::4, ::4].reshape(len(images), -1) / 255.0)
+    root, how = tmp_path / "results", dict(n=20, checked=6, controls=6, false_alarm_rate=0.2, subsets=2)
+    for name in ("noori", "noori_pneumonia"):
+        run = dcgan.train_dcgan(name, "cpu", "phantom", 0, root)
+        record = dcgan.measure_dcgan(name, "cpu", "phantom", 0, root, **how)
+        assert record.settings["identity"]["trained_on"] == run.dataset["fingerprint"] == record.dataset["fingerprint"]
+        assert RunRecord.read(dcgan.measure_dcgan(name, "cpu", "phantom", 0, root, **how).path).metrics["train"]["n"] == 20
+    wrong = "quality_noori.cpu-seed0 was made with other settings, weights or data: move it away"
+    with pytest.raises(ValueError, match=wrong):
+        dcgan.measure_dcgan("noori", "cpu", "phantom", 0, root, n=21)
+    monkeypatch.setitem(dcgan.PROFILES, "noori", {"cpu": replace(TINY, images=22)})
+    with pytest.raises(ValueError, match=wrong):
+        dcgan.measure_dcgan("noori", "cpu", "phantom", 0, root, **how)
+    (root / "quality_noori/cpu-seed0/run.json").rename(root / "away.json")
+    with pytest.raises(ValueError, match="noori was trained on other images than phantom: give the data set it was trained on"):
+        dcgan.measure_dcgan("noori", "cpu", "phantom", 0, root, **how)
+    (root / "away.json").rename(root / "quality_noori/cpu-seed0/run.json")
+    monkeypatch.setitem(dcgan.PROFILES, "noori", {"cpu": TINY})
+    (tmp_path / "runs/noori_pneumonia/cpu-seed0/generator.keras").replace(tmp_path / "runs/noori/cpu-seed0/generator.keras")
+    with pytest.raises(ValueError, match=wrong):
+        dcgan.measure_dcgan("noori", "cpu", "phantom", 0, root, **how)
+    (tmp_path / "runs/noori/cpu-seed0/generator.keras").unlink()
+    assert dcgan.measure_dcgan("noori", "cpu", "phantom", 0, root, **how).settings["n"] == 20  # nothing to compare with
+
+
+@pytest.fixture
+def breaks_at_update_5(tiny, monkeypatch):
+    whole = dcgan.DCGAN.g_losses
+
+    def g_losses(self, batch):
+        found = whole(self, batch)
+        return found | {"g_loss": keras.ops.where(self.update >= 5, np.nan, found["g_loss"])}
+
+    monkeypatch.setattr(dcgan.DCGAN, "g_losses", g_losses)
+    monkeypatch.setitem(dcgan.PROFILES, "noori_no_batchnorm", {"cpu": replace(TINY, batch_norm=False, may_diverge=True, sheets=False)})
+
+
+def test_a_run_that_may_diverge_leaves_a_record(breaks_at_update_5, tmp_path):
+    root = tmp_path / "results"
+    with pytest.raises(TrainingDiverged, match="training diverged: g_loss of update 5 is nan"):
+        dcgan.train_dcgan("noori", "cpu", "phantom", 0, root)
+    assert not (root / "noori").exists()
+    record = dcgan.train_dcgan("noori_no_batchnorm", "cpu", "phantom", 0, root)
+    read, runs = RunRecord.read(record.path), tmp_path / "runs/noori_no_batchnorm/cpu-seed0"
+    assert read.metrics["diverged_at"] == 5 and read.metrics["diverged"] == "training diverged: g_loss of update 5 is nan"
+    assert [row["update"] for row in read.metrics["logged"]] == [0, 2, 4] == read.history["update"].tolist()
+    assert np.isfinite(pd.DataFrame(read.metrics["logged"])).all(axis=None) and read.wall_s > 0
+    assert len(record_images(read)) == 16  # before updates 0 and 4
+    assert not (runs / "generator.keras").exists() and not (runs / "backup").exists()
+    assert dcgan.train_dcgan("noori_no_batchnorm", "cpu", "phantom", 0, root).metrics == read.metrics
+    for use in (dcgan.sample_dcgan, lambda *args, out: dcgan.measure_dcgan(*args[:2], "phantom", args[2], out)):
+        with pytest.raises(ValueError, match="noori_no_batchnorm, seed 0, diverged at update 5: it has no weights"):
+            use("noori_no_batchnorm", "cpu", 0, out=root)
+
+
+def test_the_command_ends_with_the_error_of_a_run_that_diverged(breaks_at_update_5, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # the second finds the record
+        assert cli.main(["train", "noori_no_batchnorm", "--profile", "cpu", "--dataset", "phantom"]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: training diverged: g_loss of update 5 is nan; so says the record ") and error.endswith("cpu-seed0")
+
+
+@pytest.mark.parametrize("rate, at", [(1e25, range(5)), (1e-3, None)])
+def test_a_rate_that_diverges(tiny, monkeypatch, tmp_path, rate, at):
+    monkeypatch.setitem(dcgan.PROFILES, "noori_lr2e-3_beta0.5", {"cpu": replace(TINY, learning_rate=rate, may_diverge=True, sheets=False)})
+    record = dcgan.train_dcgan("noori_lr2e-3_beta0.5", "cpu", "phantom", 0, tmp_path / "results")
+    assert record.metrics["diverged_at"] in at if at else "printed_fit" in record.metrics
+    RunRecord.read(record.path)
 
 
 def test_noise_paths():

@@ -217,6 +217,14 @@ def test_a_field_that_a_record_lacks_is_an_error(tmp_path, field):
     with pytest.raises(ValueError, match=f'has no field {field}'): num('a', field, root=tmp_path)
 
 
+def test_a_run_that_diverged_leaves_a_claim_open(tmp_path):
+    record(tmp_path, 'a', 0, scores(0.85))
+    record(tmp_path, 'b', 0, {'diverged_at': 37})
+    for asked in (claim(experiment='b'), claim(kind='comparison', against='b')):
+        found = answer(asked, tmp_path)
+        assert verdict(asked, found) == 'not run' and found.how == 'b, seed 0, diverged at update 37'
+
+
 def test_an_update_that_was_not_logged_is_an_error(tmp_path):
     record(tmp_path, 'a', 0, {'logged': [{'update': 0, 'd_loss': 0.5}, {'update': 100, 'd_loss': 0.2}]})
     assert answer(claim(field='logged.-1.d_loss'), tmp_path).value == 0.2
