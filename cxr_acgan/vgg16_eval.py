@@ -547,14 +547,15 @@ def _measure_real(train, test, space, seed):
 
 
 def _measure_generator(generator, train, test, n, space, seed, controls):
-    "Numbers, and two sheets: the closest pairs (generated above, training image below), and some images of the t-SNE map."
+    "Numbers, and two sheets: the closest pairs (generated above, training image below, black where its licence does not let it be shown), and some images of the t-SNE map."
     images, labels = labelled_images(generator, n, seed, np.bincount(train.labels, minlength=train.num_classes) / len(train))
     half, other = split_by_patient(train, 0.5, seed)
     some = slice(min(len(half), n))
     memorised = memorisation_report(images, train.images, test.images, test.patients, train.patients, seed=seed, controls=controls,
                                     features=lambda x: image_features(x, space))
     pairs = memorised["closest"]
-    closest = np.concatenate([images[pairs["generated"]], train.images[pairs["train"]]])
+    beside = train.images[pairs["train"]] * train.showable[pairs["train"], None, None, None]
+    closest = np.concatenate([images[pairs["generated"]], beside])
     tsne, thumbnails = _map(images[:200], labels[:200], train, space, seed)
     return ({"half": image_quality(images[some], labels[some], other, space, seed),
              "train": image_quality(images, labels, train, space, seed), "memorisation": memorised, "tsne": tsne},
@@ -562,12 +563,12 @@ def _measure_generator(generator, train, test, n, space, seed, controls):
 
 
 def _map(images, labels, train, space, seed):
-    "t-SNE of generated and as many real images: places, groups, which are shown, and a sheet of these at 24 pixels."
+    "t-SNE of generated and as many real images: places, groups, which are shown (none but those of open licences), and a sheet of these at 24 pixels."
     some = np.random.default_rng(seed_hash(seed, 5000)).permutation(len(train))[:len(images)]
     both = np.concatenate([train.images[some], images])
     groups = [f"{kind}, {train.class_names[k]}" for kind, ks in (("real", train.labels[some]), ("generated", labels)) for k in ks]
     xy = np.round(tsne_embedding(image_features(both, space), seed=seed), 2)
-    shown = thumbnail_places(xy, 30)
+    shown = thumbnail_places(xy, 30, among=set(np.flatnonzero(np.r_[train.showable[some], np.ones(len(images), bool)])))
     small = np.stack([cv2.resize(both[i], (24, 24), interpolation=cv2.INTER_AREA) for i in shown])
     return {"xy": xy, "groups": groups, "shown": shown}, image_sheet(small, ncols=10, pad=0)
 

@@ -13,7 +13,7 @@ from cxr_acgan.acgan import acgan_generator  # noqa: E402
 from cxr_acgan.adversarial import open_run  # noqa: E402
 from cxr_acgan.data import load_cxr  # noqa: E402
 from cxr_acgan.metrics import scores_from_confusion  # noqa: E402
-from cxr_acgan.results import RunRecord, runs_folder  # noqa: E402
+from cxr_acgan.results import RunRecord, runs_folder, sheet_images  # noqa: E402
 
 TINY = replace(v.PAPER, images=40, image_size=32, epochs=2, batch_size=16, learning_rate=1e-3)
 
@@ -195,6 +195,18 @@ def test_a_finished_training_is_not_another(cxr_data, monkeypatch):
     assert (len(shown), shown['recall'].str.contains(r'1\.000 \[1\.000').sum()) == (4, 0)
     monkeypatch.setitem(v.PROFILES['vgg16_singh_6000'], 'cpu', replace(v.PROFILES['vgg16_singh_6000']['cpu'], patience=9))
     with pytest.raises(ValueError, match='move it away'): v.train_vgg16('vgg16_singh_6000', 'cpu', 'kermany', 0, out)
+
+
+def test_sheets_show_no_image_that_may_not_be_shown():
+    "Only the generated half of the closest pairs, and generated thumbnails, where the set's licences are unclear."
+    train, test = (load_cxr('phantom', split, 64, n=n, progress=False) for split, n in (('train', 160), ('test', 240)))
+    closed = replace(train, licences=('unclear',) * 80 + ('CC BY 4.0',) * 40 + ('CC BY-NC 4.0',) * 40)
+    assert closed.showable.sum() == 40
+    found, sheets = v._measure_generator(acgan_generator(), closed, test, 128, 'cxr', 0, 8)
+    beside = sheet_images(sheets['closest.png'], 64)[10:20]
+    assert [bool(x.any()) for x in beside] == closed.showable[found['memorisation']['closest']['train']].tolist()
+    some = np.random.default_rng(v.seed_hash(0, 5000)).permutation(160)[:128]
+    assert all(i >= 128 or closed.showable[some[i]] for i in found['tsne']['shown']) and len(found['tsne']['shown']) > 5
 
 
 def test_generators_quality_against_a_known_one(tmp_path):
