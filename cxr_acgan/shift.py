@@ -171,13 +171,12 @@ def augment(images,   # uint8 (n, h, w, 1)
             alike=False): # True: the same draws for every image
     "Images changed at random, uint8 (n, h, w, 1). A warp is bicubic: a bilinear one would take the sharpness of every image away."
     rng, (n, h, w, _), s = np.random.default_rng(seed), images.shape, settings
-    drawn = lambda values: np.repeat(values[:1], n, 0) if alike else values
-    between = lambda low, high, *shape: drawn(rng.uniform(low, high, (n, *shape)))
+    between = lambda low, high, *shape: np.repeat(rng.uniform(low, high, (1 if alike else n, *shape)), n if alike else 1, 0)
     edges, angle = between(-s.pad, s.crop, 4), np.deg2rad(between(-s.rotation, s.rotation))
     gain, power = np.exp(between(-s.contrast, s.contrast)), np.exp(between(-s.gamma, s.gamma))
     sigma, out, ramp = between(0, s.blur) * w / 64, np.empty_like(images), np.linspace(0, 1, 256)
-    mirrored, grain = drawn(rng.random(n)) < 0.5 * s.mirror, between(0, s.noise)
-    changed = drawn(rng.random(n)) < s.share
+    mirrored, grain = between(0, 1) < 0.5 * s.mirror, between(0, s.noise)
+    changed = between(0, 1) < s.share
     for k in range(n):
         x = out[k, ..., 0] = images[k, ..., 0]
         if not changed[k]:
