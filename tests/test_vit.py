@@ -144,7 +144,7 @@ def test_augmentation_keeps_images_and_sharpness():
     assert 0.6 < same.mean() < 0.8 and not (sh.augment(images, sh.STRONG, 1) == images).all((1, 2, 3)).any()
     turned = lambda flag: sh.augment(images[:50], sh.Augmentation(rotation=20.0), 2)
     sharp = sh.image_statistics(turned(0)).sharpness.mean() / sh.image_statistics(images[:50]).sharpness.mean()
-    assert 0.6 < sharp < 1                                      # of noise; a bilinear warp leaves 0.4
+    assert 0.6 < sharp < 1                                      # of noise; a bilinear warp leaves about a half
 
 
 @pytest.mark.parametrize('killed', ['last.keras', None])
