@@ -12,6 +12,7 @@ __all__ = ['PAPER', 'SMOKE', 'SWEEP', 'VAE_10', 'PROFILES', 'kl_divergence', 'Sa
 # %% ../nbs/03_vae.ipynb #c8cd81ff
 import math
 import shutil
+import time
 from dataclasses import asdict, dataclass, replace
 import keras
 import numpy as np
@@ -285,8 +286,8 @@ PAPER = VAESettings()
 SMOKE = dict(images=96, updates=40, batch_size=16, log_every=10, checkpoint_every=10, evaluated=32)
 SWEEP = {"vae_beta0.1": replace(PAPER, beta=0.1), "vae_beta0.25": replace(PAPER, beta=0.25), "vae": PAPER,
          "vae_beta4": replace(PAPER, beta=4.0), "vae_gaussian": replace(PAPER, likelihood="gaussian")}
-VAE_10 = replace(PAPER, share=0.1)  # of chapter 5
-PROFILES = {name: {"smoke": replace(settings, **SMOKE), "cpu": replace(settings, updates=5_000, precision="mixed_bfloat16"),
+VAE_10 = replace(PAPER, share=0.1, updates=2_000, checkpoint_every=50)  # of chapter 5
+PROFILES = {name: {"smoke": replace(settings, **SMOKE), "cpu": replace(settings, updates=settings.updates // 4, precision="mixed_bfloat16"),
                    "paper": settings} for name, settings in {**SWEEP, "vae_10": VAE_10}.items()}
 
 # %% ../nbs/03_vae.ipynb #20018665
@@ -444,7 +445,8 @@ def vae_sheets(vae, tested, latent):
             "traversals.png": image_sheet(walks)}
 
 
-def finish_vae(vae, sets, losses, record, settings, folder, root):
+def finish_vae(vae, sets, losses, record, settings, folder, root,
+               cpu_per_update=None):  # seconds of all cores, the rows of the history included; None: not known
     "Weights to `folder`, numbers and sheets to the record."
     vae.decoder.save(folder / "generator.keras")  # under the name that `load_network` looks for
     vae.encoder.save(folder / "encoder.keras")
@@ -456,6 +458,8 @@ def finish_vae(vae, sets, losses, record, settings, folder, root):
                       "tsne": latent_map(vae, {name: sets[name] for name in ("validation", "test")}),
                       "label_effect": label_effect(vae.decoder), "sheet_labels": shown_images(sets["test"]).labels,
                       "sets": {name: tested.describe() for name, tested in sets.items()}}
+    if cpu_per_update:  # of a run that was cut off, measured on its last part
+        record.metrics["cpu_seconds"] = cpu_per_update * settings.updates
     if settings.likelihood == "gaussian":
         record.metrics["variance"] = vae.variance
     record.write(root, vae_sheets(vae, sets["test"], latent))
@@ -488,8 +492,11 @@ def train_vae(experiment="vae",    # see `PROFILES`
     parts = [sets["train"], spread(held_out, settings.evaluated)]
     with dtype_policy(settings.precision):
         vae = build_vae(settings, fitted.num_classes, seed)
-        losses = run_updates(vae, fitted.images, fitted.labels, settings, folder, lambda vae: curve_point(vae, parts), verbose)
-        return finish_vae(vae, sets, losses, record, settings, folder, root)
+        done, clock = [], time.process_time()
+        losses = run_updates(vae, fitted.images, fitted.labels, settings, folder,
+                             lambda vae: done.append(vae.updates_done) or curve_point(vae, parts), verbose)
+        cpu = (time.process_time() - clock) / (settings.updates - done[0]) if done and done[0] < settings.updates else None
+        return finish_vae(vae, sets, losses, record, settings, folder, root, cpu)
 
 # %% ../nbs/03_vae.ipynb #21131cb7
 def plot_elbo(runs,        # records of `train_vae` of one experiment; [] draws empty panels

@@ -116,7 +116,7 @@ def test_resumed_run_is_the_same_run(tmp_path):
     pd.testing.assert_frame_equal(whole.history, resumed.history)
     assert whole.history['update'].tolist() == [0, 4, 8, 12]
     differ = {k for k in whole.metrics if whole.metrics[k] != resumed.metrics[k]}
-    assert differ <= {'seconds_per_update'} and whole.metrics['variance'] != pytest.approx(np.exp(-5))
+    assert differ <= {'seconds_per_update', 'cpu_seconds'} and all(r.metrics['cpu_seconds'] > 0 for r in (whole, resumed)) and whole.metrics['variance'] != pytest.approx(np.exp(-5))
     for name in ('generator', 'encoder'):
         a, b = (load_network('vae_gaussian', 'cpu', 3, name, root=f).get_weights() for f in folders)
         assert all(np.array_equal(p, q) for p, q in zip(a, b)), f'{name} differs after resuming'
@@ -151,6 +151,13 @@ def test_record_and_sampling(tmp_path, monkeypatch):
     expected = numpy(decoder([noise, np.eye(2, dtype='float32')[labels]]))
     assert labels.tolist() == [0, 0, 0, 1, 1, 1] and np.abs(images - 255 * expected).max() < 1.5
     assert labelled_images(decoder, 5, seed=0)[0].shape == (5, 16, 16, 1)
+
+
+def test_a_tenth_of_the_patients_gets_a_tenth_of_the_updates():
+    for profile in ('cpu', 'paper'):
+        whole, tenth = (v.vae_settings(name, profile) for name in ('vae', 'vae_10'))
+        assert whole.updates == 10 * tenth.updates and tenth.share == 0.1 and whole.share == 1
+    assert v.vae_settings('vae', 'cpu').updates == 5_000 and v.vae_settings('vae', 'paper').updates == 20_000
 
 
 def test_active_units_are_those_that_vary():

@@ -1,5 +1,7 @@
 "The classifiers and the grid: attention, maps, what is trained on what, the threshold, resumed runs, three backends, wrong input."
+import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,6 +14,7 @@ from cxr_acgan.data import draw_phantom, load_cxr, split_by_patient, training_sh
 from cxr_acgan.metrics import prediction_draws  # noqa: E402
 from cxr_acgan.results import RunRecord, load_network, runs_folder, weights_digest  # noqa: E402
 
+ROOT = Path(__file__).parents[1]
 TINY = v.CellSettings(options={'widths': (8, 16), 'dense': 16}, image_size=32, updates=60, batch_size=16, learning_rate=5e-3, rounds=2)
 SMALL_VIT = dict(image_size=32, hidden_dim=16, num_heads=2, num_layers=3)
 
@@ -106,6 +109,44 @@ def test_randomisation(trained):
     assert before and all(np.array_equal(a, b) for a, b in zip(before, after))
 
 
+def test_weights_drawn_anew_are_not_those_training_began_with(trained):
+    kernels = lambda net: [w for w in net.get_weights() if np.ptp(w) > 0]
+    first, anew, again = kernels(v.build_cell(TINY, seed=0)), kernels(v.randomised(trained[0], 0)), kernels(v.randomised(trained[0], 0))
+    assert len(first) == len(anew) > 5 and not any(np.allclose(a, b, atol=1e-3) for a, b in zip(first, anew))
+    assert all(np.array_equal(a, b) for a, b in zip(anew, again)) and np.array_equal(first[0], kernels(v.build_cell(TINY, seed=0))[0])
+
+
+def test_both_networks_explain_the_same_class(trained):
+    images, seen = squares(12, seed=4)[0], []
+    def method(net, x, classes):
+        seen.append(np.array(classes))
+        return np.random.default_rng(0).normal(size=(len(x), 4, 4)) * (np.arange(len(x)) > 2)[:, None, None]
+    found = v.randomisation_test(trained[0], images, method)
+    predicted = v.probabilities(trained[0], images).argmax(1)
+    assert len(seen) == 2 and all(np.array_equal(c, predicted) for c in seen) and set(predicted) == {0, 1}
+    assert found['flat'] == 3 and found['mean_without_flat'] == pytest.approx(1) and found['mean'] == pytest.approx(9 / 12)
+    assert v.map_correlation(np.zeros((2, 3, 3)), np.zeros((2, 3, 3)))['mean_without_flat'] is None
+
+
+def test_views_are_the_same_for_every_set(trained):
+    images, changes = squares(9, seed=6)[0], replace(sh.STRONG, noise=30.0, share=0.1, mirror=True)
+    few, many = v.view_images(images[4:6], 4, changes), v.view_images(images, 4, changes)
+    assert len(many) == 4 and all(np.array_equal(a, b[4:6]) for a, b in zip(few, many)) and not any(np.array_equal(images, x) for x in many[1:])
+    logit = [np.asarray(trained[0](x)) for x in many]
+    e = np.exp(np.mean(logit, 0))
+    assert np.allclose(v.probabilities(trained[0], images, 4, changes), e / e.sum(1, keepdims=True), atol=1e-4)
+    assert not np.allclose(v.probabilities(trained[0], images, 4, changes), v.probabilities(trained[0], images), atol=1e-3)
+
+
+def test_augmentation_keeps_images_and_sharpness():
+    images = np.random.default_rng(0).integers(0, 256, (300, 32, 32, 1), dtype='uint8')
+    same = (sh.augment(images, replace(sh.STRONG, share=0.3), 1) == images).all((1, 2, 3))
+    assert 0.6 < same.mean() < 0.8 and not (sh.augment(images, sh.STRONG, 1) == images).all((1, 2, 3)).any()
+    turned = lambda flag: sh.augment(images[:50], sh.Augmentation(rotation=20.0), 2)
+    sharp = sh.image_statistics(turned(0)).sharpness.mean() / sh.image_statistics(images[:50]).sharpness.mean()
+    assert 0.6 < sharp < 1                                      # of noise; a bilinear warp leaves about a half
+
+
 @pytest.mark.parametrize('killed', ['last.keras', None])
 def test_resumed_in_the_middle(killed, pool, trained, tmp_path, monkeypatch):
     "Killed between the two files of the first round's backup, or in the second round: the resumed run is the whole one."
@@ -172,6 +213,20 @@ def test_the_sources_differ_in_nothing_but_the_images():
     assert abs(len(more.labels) - 1.7 * len(fitted)) <= 1 and set(np.bincount(more.stand_for)) <= {1, 2}
 
 
+def test_what_added_images_look_like_is_kept(tmp_path):
+    root = tmp_path / 'results'
+    fitted, _ = training_share(load_cxr('phantom', 'train', 64, n=160, progress=False))
+    write_generator(root, fitted.fingerprint)
+    run = v.train_cell('grid_cnn_gan_all', 'smoke', 'phantom', 0, root)
+    looks = pd.DataFrame(RunRecord.read(run.path).metrics['looks']).set_index(['images', 'class'])
+    assert looks.loc['added', 'brightness'].tolist() == pytest.approx([51, 204], abs=0.5) and (looks.loc['added', 'sharpness'] < 0.1).all()
+    assert looks.loc['real', 'brightness'].tolist() == pytest.approx([sh.image_statistics(fitted.images[fitted.labels == c]).brightness.mean() for c in (0, 1)], abs=0.01)
+    assert looks.loc[('real', 'NORMAL'), 'as_class_1'] < looks.loc[('real', 'PNEUMONIA'), 'as_class_1']
+    table = g.looks_table(g.read_grid(root, 'smoke', n_boot=20))
+    assert table.images.tolist() == ['real', 'real', 'gan', 'gan'] and table.patients.unique().tolist() == ['all']
+    assert 'looks' not in v.train_cell('grid_cnn_duplicated_all', 'smoke', 'phantom', 0, root).metrics
+
+
 def test_an_added_image_is_drawn_as_often_as_the_one_it_stands_for():
     "Otherwise images that look unlike their class, a generator's for instance, would be drawn more often than the duplicates they are compared with."
     fitted, _ = training_share(draw_phantom(160))
@@ -199,7 +254,7 @@ def test_threshold_and_recipe_never_see_the_test_set(tmp_path, monkeypatch):
         assert split == 'train', 'a candidate has read the test images'
         return load(name, split, *args, **kwargs)
     monkeypatch.setattr(v, 'load_cxr', no_test)
-    candidate = v.train_cell('recipe_cnn_strong_balanced', 'smoke', 'phantom', 0, tmp_path / 'c')
+    candidate = v.train_cell('recipe_cnn_strong_half_balanced', 'smoke', 'phantom', 0, tmp_path / 'c')
     assert 'scores' not in candidate.metrics and set(candidate.metrics['predictions']) == {'validation'} and 0 <= candidate.metrics['validation']['balanced_auc'] <= 1
     read = RunRecord.read(first.path)
     kept = read.metrics['predictions']['validation']
@@ -227,6 +282,140 @@ def test_holm_and_pairs():
     assert low < mean < high and mean == pytest.approx(np.mean([s[0]['auc'] for s in cells['all', 'vit', 'gan']['draws'].values()]))
 
 
+def test_holm_families():
+    "GAN and VAE images of both networks and shares are a family of eight; the rest is corrected by itself."
+    rng = np.random.default_rng(0)
+    score = lambda mean: {s: ({'auc': mean + s / 1000}, {'auc': rng.normal(mean, 0.01, 50)}) for s in range(3)}
+    cells = {(a, n, s): {'runs': [], 'draws': score(0.9 + 0.02 * (s == 'gan'))} for a, n in v.GRID for s in v.SOURCES}
+    table = g.grid_differences(cells, ('auc',))
+    first = table[table.family == 'first']
+    assert len(table) == 20 and len(first) == 8 and set(first.images) == {'gan', 'vae'} and set(first.network) == {'cnn', 'vit'}
+    assert np.allclose(first['p, Holm'], g.holm(first.p)) and not np.allclose(first['p, Holm'], g.holm(table.p)[first.index])
+    assert set(table.tests) == {8, 12} and 'of 8, 3 seeds with the same patients and generator' in g.grid_verdicts(first)[0]
+
+
+def candidates(root, group, noise, seeds=(0, 1), **changed):
+    "Records of a group's candidates: {candidate: how far its probabilities are from the class}."
+    y = np.arange(400) % 2
+    for k, (name, sigma) in enumerate(noise.items()):
+        settings = v.PROFILES[f'recipe_{group}_{name}']['cpu']
+        for seed in seeds:
+            p = np.clip(0.25 + y / 2 + np.random.default_rng((k, seed)).normal(0, sigma, 400), 0, 1).round(5)
+            kept = {'label': y, 'patient': np.arange(400) // 2, 'probability': p, 'weight': np.ones(400)} | changed
+            metrics = {'validation': {'auc': 0.9, 'balanced_auc': 0.8}, 'predictions': {'validation': kept}}
+            RunRecord(f'recipe_{group}_{name}', 'cpu', seed, asdict(settings) | {'backend': 'none'}, {}, metrics, pd.DataFrame({'update': [0]})).write(root)
+
+
+def test_the_choice_is_the_simplest_of_the_best(tmp_path):
+    names = list(v.RECIPES['128'])
+    candidates(tmp_path / 'clear', '128', dict(zip(names, (0.6, 0.3, 0.6))))
+    gaps = v.recipe_gaps(v.candidate_runs('128', tmp_path / 'clear'))
+    assert v.choose_recipe('128', tmp_path / 'clear') == names[1] and gaps[names[1]][1:] == (0, 0) and gaps[names[0]][1] > 2 * gaps[names[0]][2] > 0
+    candidates(tmp_path / 'tie', '128', dict(zip(names, (0.42, 0.4, 0.6))))
+    gaps = v.recipe_gaps(v.candidate_runs('128', tmp_path / 'tie'))
+    assert max(gaps, key=lambda n: gaps[n][0]) == names[1] and v.choose_recipe('128', tmp_path / 'tie') == names[0]
+    table = g.recipe_table('128', tmp_path / 'clear').set_index('recipe')
+    assert table.chosen.tolist() == ['', 'yes', ''] and table.loc[names[0], 'behind the best'] == pytest.approx(v.recipe_gaps(v.candidate_runs('128', tmp_path / 'clear'))[names[0]][1])
+
+
+def test_one_failed_run_makes_no_tie():
+    "Nor does a candidate's own luck with two seeds: the margin of seeds is one for all."
+    y, rng = np.arange(400) % 2, np.random.default_rng(0)
+    def runs(*noise):
+        kept = lambda sigma: {'label': y, 'patient': np.arange(400), 'weight': np.ones(400), 'probability': np.clip(0.25 + y / 2 + rng.normal(0, sigma, 400), 0, 1)}
+        return [RunRecord('x', 'cpu', k, {}, {}, {'predictions': {'validation': kept(sigma)}}, None) for k, sigma in enumerate(noise)]
+    gaps = v.recipe_gaps({'plain': runs(0.5, 0.5), 'failed': runs(0.3, 9.0), 'middle': runs(0.33, 0.33), 'best': runs(0.3, 0.3)})
+    assert v.first_of_the_best(gaps) in ('middle', 'best') and gaps['failed'][1] > 5 * gaps['failed'][2] > 0
+
+
+def test_the_choice_is_by_weighted_patients(tmp_path):
+    "The best without the weights is not the best with them."
+    names, y, rng = list(v.RECIPES['128']), np.arange(400) % 2, np.random.default_rng(0)
+    heavy = np.arange(400) < 100
+    plain = np.where(heavy, 0.5 + rng.normal(0, 0.01, 400), y)        # right where the weight is small
+    other = np.where(heavy, y, 0.5 + rng.normal(0, 0.01, 400)).round(4)
+    for name, p in zip(names, (plain, other, plain)):
+        candidates(tmp_path, '128', {name: 0.1}, probability=p.round(4), weight=np.where(heavy, 3.7, 0.1))
+    assert v.choose_recipe('128', tmp_path) == names[1]
+    kept = {'label': y, 'probability': other, 'patient': np.arange(400), 'weight': np.where(heavy, 3.7, 0.1)}
+    assert v.auc_draws(kept, 3)[0] == pytest.approx(sh.weighted_auc(y, np.stack([1 - other, other], 1), kept['weight']))
+
+
+def test_runs_rest_on_a_finished_choice(tmp_path):
+    names, chosen = list(v.RECIPES['128']), v.CHOSEN['128']
+    run = lambda root: v.train_cell('best_128', 'cpu', 'nowhere', 0, root)
+    with pytest.raises(ValueError, match='nowhere'): run(tmp_path / 'empty')                                    # the committed choice holds
+    candidates(tmp_path / 'part', '128', {n: 0.4 for n in names[:2]})
+    with pytest.raises(ValueError, match=f'not finished: 2 runs are missing, the first `cxr-acgan train recipe_128_{names[2]} --seed 0 --profile cpu`'): run(tmp_path / 'part')
+    assert v.choose_recipe('128', tmp_path / 'part') is None
+    with pytest.raises(ValueError, match='nowhere'): v.train_cell('grid_cnn_real_all', 'cpu', 'nowhere', 0, tmp_path / 'part')
+    candidates(tmp_path / 'good', '128', {n: 0.3 if n == chosen else 0.6 for n in names})
+    with pytest.raises(ValueError, match='nowhere'): run(tmp_path / 'good')
+    other = next(n for n in names if n != chosen)
+    candidates(tmp_path / 'other', '128', {n: 0.3 if n == other else 0.6 for n in names})
+    with pytest.raises(ValueError, match=f"records choose '{other}'"): run(tmp_path / 'other')
+    candidates(tmp_path / 'mixed', '128', {n: 0.4 for n in names[:2]})
+    candidates(tmp_path / 'mixed', '128', {names[2]: 0.4}, patient=np.arange(400))
+    with pytest.raises(ValueError, match='same patients'): run(tmp_path / 'mixed')
+    resting = {g: next(x for start, x in v.RESTS_ON.items() if g.startswith(start)) for g in ('grid_vit_gan_10', 'preprocess_gaussian', 'recipe_128_vit', 'best_128')}
+    assert list(resting.values()) == ['vit', 'cnn', 'vit', '128']
+
+
+def stored(root, experiment='grid_cnn_real_all', profile='cpu', seed=0, probability=None, threshold=0.6, **settings):
+    "A record of an experiment with known predictions on 100 images."
+    y = np.arange(100) % 2
+    p = np.where(y, 0.8, 0.2) if probability is None else probability
+    metrics = {'threshold': threshold, 'predictions': {'test': {'label': y, 'patient': y * 0 + np.arange(100), 'probability': p}}, 'generator': {},
+               'calibration': {'test': {'ece': 0.1, 'brier': 0.1}}, 'cost': {'seconds': 99.0, 'cpu_seconds': 150.0, 'updates': 5, 'parameters': 6, 'mmac': 7.0}}
+    kept = asdict(v.PROFILES[experiment][profile]) | {'backend': 'tensorflow'} | settings
+    RunRecord(experiment, profile, seed, kept, {}, metrics, pd.DataFrame({'update': [0]})).write(root)
+
+
+def test_records_of_other_settings_are_refused(tmp_path):
+    stored(tmp_path / 'a' / 'results')
+    assert v.train_cell('grid_cnn_real_all', 'cpu', 'nowhere', 0, tmp_path / 'a' / 'results').metrics['cost']['updates'] == 5
+    for k, changed in enumerate(({'updates': 7}, {'views': 3}, {'old': 1})):
+        root = tmp_path / str(k) / 'results'
+        stored(root, **changed)
+        for read in (lambda: v.train_cell('grid_cnn_real_all', 'cpu', 'nowhere', 0, root), lambda: g.read_cell('grid_cnn_real_all', root), lambda: g.read_grid(root)):
+            with pytest.raises(ValueError) as caught: read()
+            assert all(x in str(caught.value) for x in (*changed, 'move it away', str(root / 'grid_cnn_real_all' / 'cpu-seed0'), str(tmp_path / str(k) / 'runs' / 'grid_cnn_real_all')))
+            assert '\n' not in str(caught.value)
+    candidates(tmp_path / 'c', '128', {'cnn': 0.4}, seeds=(0,))
+    path = tmp_path / 'c' / 'recipe_128_cnn' / 'cpu-seed0' / 'run.json'
+    path.write_text(path.read_text().replace('"views": 1', '"views": 2'))
+    with pytest.raises(ValueError, match='views.*move it away'): g.recipe_table('128', tmp_path / 'c')
+
+
+def test_grid_table_by_hand(tmp_path):
+    y = np.arange(100) % 2
+    p = np.where(y, 0.8, 0.2)
+    p[:20:2], p[1:41:2] = 0.7, 0.55                             # 10 of 50 healthy called ill at .6 and at .5, 20 of 50 ill missed at .6 only
+    for seed in (0, 1): stored(tmp_path, seed=seed, probability=p)
+    row = g.grid_table({('all', 'cnn', 'real'): g.read_cell('grid_cnn_real_all', tmp_path, n_boot=20)}).iloc[0]
+    assert row.seeds == '2 of 5' and row.specificity.startswith('0.800') and row['recall'].startswith('0.600') and row.balanced_accuracy.startswith('0.700')
+    assert row.accuracy.startswith('0.700') and row['accuracy at 0.5'] == '0.900' and row.threshold == '0.600' and row['CPU seconds'] == '150'
+    assert g._generator_cost({'seconds': 60.2}) == '60 on the clock' and g._generator_cost({'seconds': 60.0, 'cpu_seconds': 100.4}) == '100' and g._generator_cost({}) == '0'
+    assert len(v.declared_seeds('grid_plain_vae_10')) == len(v.declared_seeds('best_128')) == 3 and v.declared_seeds('recipe_vit_both') == (0, 1)
+
+
+@pytest.mark.parametrize('own, runs', [('none', {'preprocess_gaussian', 'preprocess_equalized', 'preprocess_both'}),
+                                       ('hist', {'preprocess_neither', 'preprocess_gaussian', 'preprocess_both'}),
+                                       ('clahe', {'preprocess_neither', 'preprocess_gaussian', 'preprocess_equalized', 'preprocess_both'})])
+def test_ablation_of_any_recipe(own, runs):
+    labels, needed = v.ablation(replace(v.CNN, equalize=own, tested=True))
+    assert set(needed) == runs and set(labels.values()) == runs | {'grid_cnn_real_all'}
+    steps = {name: (s.gaussian_kernel, s.equalize) for name, s in needed.items()} | {'grid_cnn_real_all': (0, own)}
+    assert [steps[labels[label]] for label in v.STEPS] == [(0, 'none'), (3, 'none'), (0, 'hist'), (3, 'hist')] and all(s.tested for s in needed.values())
+
+
+def test_claims_compare_with_the_run_without_preprocessing():
+    import csv
+    rows = {r['id']: list(r.values()) for r in csv.DictReader(open(ROOT / 'nbs' / 'papers' / 'claims.csv', encoding='utf-8'))}
+    for claim, label in (('kumar-gaussian', 'Gaussian filter'), ('kumar-equalization', 'equalised')):
+        assert v.ABLATION[label] in rows[claim] and v.ABLATION['neither'] in rows[claim]
+
+
 def test_framing_weights_take_the_film_away():
     "A confounded picture: the margin tells the class. Under the weights the statistics say nothing, who reads the place of the square still does."
     rng = np.random.default_rng(0)
@@ -242,10 +431,18 @@ def test_framing_weights_take_the_film_away():
     assert sh.weighted_auc(labels[400:], reader, weights) == 1 and all(n < 200 for n in sh.effective_n(weights, labels[400:]))
 
 
-def test_maps_are_recorded(tmp_path):
+def test_maps_are_recorded(tmp_path, monkeypatch):
     root = tmp_path / 'results'
-    v.train_cell('grid_vit_real_all', 'smoke', 'phantom', 0, root)
+    run = v.train_cell('grid_vit_real_all', 'smoke', 'phantom', 0, root)
+    with pytest.raises(FileNotFoundError, match='cxr-acgan train grid_vit_real_all --profile smoke --seed 1'): v.measure_maps('grid_vit_real_all', 'smoke', 'phantom', 0, root)
+    following = v.train_cell('grid_vit_real_all', 'smoke', 'phantom', 1, root)
+    seen, cam = [], v.grad_cam
+    monkeypatch.setitem(v.METHODS, 'vit', {'rollout': v.rollout_maps, 'Grad-CAM': lambda net, x, classes: seen.append(list(classes)) or cam(net, x, classes)})
     record = RunRecord.read(v.measure_maps('grid_vit_real_all', 'smoke', 'phantom', 0, root, n=6).path)
+    assert seen[0] == seen[1] == seen[2] == seen[3] and seen[4] == record.metrics['shown']['called']  # trained, all weights, logits, next seed; the sheet
+    assert record.metrics['weights'] == {'trained': run.metrics['weights'], 'next seed': following.metrics['weights']}
+    assert run.metrics['weights'] == weights_digest(load_network('grid_vit_real_all', 'smoke', 0, 'classifier', root)) != following.metrics['weights']
+    assert set(record.metrics['correlations']['rollout']) == {'all weights', 'logits', 'next seed'} and record.metrics['correlations']['rollout']['next seed']['mean'] < 1
     assert set(record.metrics['correlations']) == {'rollout', 'Grad-CAM'} and record.metrics['correlations']['rollout']['all weights']['n'] == 6
     shown = record.metrics['shown']
     right = [a == b for a, b in zip(shown['label'], shown['called'])]
@@ -255,8 +452,37 @@ def test_maps_are_recorded(tmp_path):
     assert len(v.plot_maps(record).axes) == 3 * len(right) and len(v.plot_heads(record).axes) == 6
 
 
+def test_maps_of_other_weights_are_refused(tmp_path, monkeypatch):
+    "After training anew a finished record of maps is stale, and weights must be those of their record."
+    for profile in ('cpu',): monkeypatch.setitem(v.PROFILES['grid_cnn_real_all'], profile, v.PROFILES['grid_cnn_real_all']['smoke'])
+    root, name = tmp_path / 'results', 'grid_cnn_real_all'
+    runs = [v.train_cell(name, 'cpu', 'phantom', seed, root) for seed in (0, 1)]
+    first = v.measure_maps(name, 'cpu', 'phantom', 0, root, n=4)
+    assert v.measure_maps(name, 'cpu', 'phantom', 0, root).metrics == RunRecord.read(first.path).metrics
+    path = runs[1].path / 'metrics.json'
+    path.write_text(path.read_text().replace(runs[1].metrics['weights'], 'f' * 16))
+    with pytest.raises(ValueError, match='other networks.*move it away'): v.measure_maps(name, 'cpu', 'phantom', 0, root)
+    first.path.rename(tmp_path / 'away')
+    with pytest.raises(ValueError, match='holds other weights.*move both away'): v.measure_maps(name, 'cpu', 'phantom', 0, root)
+    path.write_text(path.read_text().replace('f' * 16, runs[1].metrics['weights']))
+    other = lambda *args, **kwargs: draw_phantom(160, 'test', seed=9)
+    monkeypatch.setattr(v, 'load_cxr', other)
+    with pytest.raises(ValueError, match='tested on other images'): v.measure_maps(name, 'cpu', 'phantom', 0, root)
+
+
+def test_a_stale_shift_is_refused(tmp_path):
+    path = tmp_path / 'shift' / 'cpu-seed0'
+    RunRecord('shift', 'cpu', 0, {'image_size': 64}, {}, {}, pd.DataFrame({'n': [1]})).write(tmp_path)
+    with pytest.raises(ValueError, match='move it away'): sh.measure_shift('phantom', 'cpu', tmp_path)
+    path.joinpath('run.json').write_text(path.joinpath('run.json').read_text().replace(
+        '"image_size": 64', '"image_size": 64, "augmentations": ' + json.dumps({k: asdict(a) for k, a in sh.AUGMENTATIONS.items()})))
+    assert sh.measure_shift('phantom', 'cpu', tmp_path).path == path
+
+
 def test_shift_of_a_data_set(tmp_path):
     record = sh.measure_shift('phantom', 'smoke', tmp_path / 'results', n=200)
+    cover = pd.DataFrame(record.metrics['cover'])
+    assert cover.augmentation.unique().tolist() == ['none', *sh.AUGMENTATIONS] and (cover.augmented[2:].to_numpy() < cover.augmented[[0, 1] * 3].to_numpy()).all()
     rows = pd.DataFrame(record.metrics['splits'])
     assert list(record.metrics['classes']) == ['NORMAL', 'PNEUMONIA'] and len(record.metrics['classes']['NORMAL']) == 10
     assert len(rows) == 10 and (rows.low <= rows.difference).all() and (rows.difference <= rows.high).all()
@@ -280,13 +506,21 @@ def test_grid_is_one_recipe():
                     for s in v.SOURCES for a in v.SHARES}
             assert len(seen) == 1
     assert v.PROFILES['grid_plain_gan_10']['cpu'] == replace(v.PROFILES['recipe_cnn_plain']['cpu'], tested=True, source='gan', generator='grid_gan_10', share=0.1)
-    assert v.PROFILES['preprocess_both']['cpu'].gaussian_kernel == 3 and v.PROFILES['best_128']['cpu'].image_size == 128
+    assert v.PROFILES['best_128']['cpu'].image_size == 128
+
+
+def test_the_study_at_128_px_takes_the_recipes_of_64():
+    for name, s in v.RECIPES['128'].items():
+        chosen = v.RECIPES[s.network][v.CHOSEN[s.network]]
+        same = [k for k, value in asdict(s).items() if value == asdict(chosen)[k]]
+        assert {'augmentation', 'gaussian_kernel', 'equalize', 'views', 'balanced', 'learning_rate', 'label_smoothing'} <= set(same) and s.image_size == 128
+    assert len(v.RECIPES['128']) <= 3 and v.RECIPE_SEEDS['128'] == (0, 1) and not any(s.tested for s in v.RECIPES['128'].values())
 
 
 def test_empty_tables_say_not_run(tmp_path):
     cells = g.read_grid(tmp_path)
     assert len(cells) == 25 and (g.grid_table(cells)['auc'] == 'not run').all() and len(g.grid_differences(cells)) == 0
-    assert g.choose_recipe('cnn', tmp_path) is None and (g.recipe_table('128', tmp_path).seeds == 0).all()
+    assert v.choose_recipe('cnn', tmp_path) is None and (g.recipe_table('128', tmp_path).seeds == 0).all()
     assert g.runs_table({'a': 'best_128'}, tmp_path)['auc'].tolist() == ['not run']
 
 
@@ -307,6 +541,9 @@ IMAGES = draw_phantom(4, image_size=32).images
     (lambda out: sh.image_statistics(IMAGES / 255), 'uint8'),
     (lambda out: sh.Augmentation(crop=0.6), 'crop must be below 0.5'),
     (lambda out: sh.Augmentation(blur=-1), 'none may be negative'),
+    (lambda out: sh.Augmentation(share=0.0), 'share must be above 0'),
+    (lambda out: sh.Augmentation(share=1.5), 'at most 1, got 1.5'),
+    (lambda out: v.view_images(IMAGES, 0), 'views must be at least 1, got 0'),
     (lambda out: v.choose_threshold([1, 1], [0.2, 0.3]), 'both 0 and 1'),
     (lambda out: v.calibration([0, 1], [0.2, 1.3]), 'probability'),
     (lambda out: v.calibration([0, 1], [0.2, 0.3], bins=5), 'as many bins'),
