@@ -932,7 +932,7 @@ def _study_features(settings, sets, seed, where, folder, verbose):
 
 
 def open_licence(dataset, n, seed=0):
-    "Indices of up to n images of each class that may be shown (`CXRDataset.showable`), class by class."
+    "Indices of up to n images of each class that may be shown (the data set's mask `showable`), class by class."
     rng = np.random.default_rng(seed_hash(seed, 7000))
     return [rng.permutation(np.flatnonzero(dataset.showable & (dataset.labels == c)))[:n] for c in range(dataset.num_classes)]
 

@@ -210,7 +210,7 @@ def test_train_and_sample(capsys, empty_folder):
     import cv2
     sheet = cv2.imread('sheets/four.png', cv2.IMREAD_GRAYSCALE)
     assert sheet is not None and sheet.shape[0] >= 64 and sheet.shape[1] >= 4 * 64
-    assert cli.main(['evaluate', 'singh', '--profile', 'smoke', '-n', '40']) == 0
+    assert cli.main(['evaluate', 'singh', '--profile', 'smoke', '-n', '64']) == 0
     shown = capsys.readouterr().out
     assert 'half  FD-CXR' in shown and (empty_folder / 'results' / 'quality_singh' / 'smoke-seed0' / 'run.json').is_file()
 

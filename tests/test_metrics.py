@@ -489,7 +489,7 @@ U = np.random.default_rng(0).integers(0, 256, (6, 16, 16), dtype=np.uint8)
     (lambda: precision_recall(F, F, k=2.5), 'k is 2.5: it must be a whole number'),
     (lambda: nearest_neighbours(F, F, k=1.5), 'k is 1.5'),
     (lambda: inception_score(np.full((3, 2), .5), splits=2.5), 'splits is 2.5'),
-    (lambda: plant_copies(U, grain=U[:, :-1]), 'resize them to one size'),
+    (lambda: plant_copies(U, grain=np.zeros((2, 20, 16), 'uint8')), 'resize them to one size'),
     (lambda: scores_from_confusion([[1, 2]]), r'shape \(C, C\)'),
     (lambda: scores_from_confusion([[1, 2], [0, 0]]), 'no sample of class 1'),
     (lambda: scores_from_confusion([[1, 2], [0, -1]]), 'not negative'),
