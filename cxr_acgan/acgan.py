@@ -243,10 +243,10 @@ def finish_run(gan, train, test, losses, record, settings, folder, root):
 # %% ../nbs/01_acgan.ipynb #56fa1d34
 def train_acgan(experiment="singh",  # a name in `PROFILES`
                 profile="smoke",     # 'smoke', 'cpu' or 'paper', see `PROFILES`
-                dataset="phantom",   # a name or folder that `load_cxr` knows
+                dataset="phantom",   # a name or folder that load_cxr knows
                 seed=0,              # integer >= 0
-                out=None,            # folder of records, see `results_root`; weights go to `runs` beside it
-                verbose=0,           # as in `keras.Model.fit`
+                out=None,            # folder of records, see results_root; weights go to `runs` beside it
+                verbose=0,           # as in keras.Model.fit
                 generators=None):    # of the experiments with carbone's images: folder of records of its run, where it is another
     """Train one ACGAN (or run an experiment with carbone's images), write its record and return it; a finished record is returned as it is, without training.
 
@@ -384,7 +384,7 @@ class CarboneACGAN(AdversarialModel):
 
     def __init__(self, generator, discriminator, *args, value_range=(-1.0, 1.0),
                  smoothing=0.2,  # a source label moves towards the other by up to this
-                 shear=0.1, zoom=0.1,  # see `shear_and_zoom`
+                 shear=0.1, zoom=0.1,  # see shear_and_zoom
                  fakes=2,        # of the generator's turn, in batches
                  **kwargs):
         super().__init__(generator, discriminator, *args, value_range=value_range, **kwargs)
@@ -875,7 +875,7 @@ def _study_source(settings, sets, seed, where, folder, verbose):
 
 # %% ../nbs/01_acgan.ipynb #14f12474
 def repository_features(images,   # uint8 (n, h, w, 1)
-                        network,  # of `inception_network` or `cxr_network`, keras.Model
+                        network,  # of inception_network or cxr_network, keras.Model
                         batch_size=32):
     "Features float32 (n, d) as carbone's repository takes them: nearest-neighbour resize, gray levels scaled to 0..1 in place of -1..1."
     size, parts = network.input_shape[1], []
@@ -904,7 +904,7 @@ def two_protocols(fakes,      # uint8 (n, h, w, 1)
                   labels,     # classes asked for, int (n,)
                   reference,  # CXRDataset, the training images
                   real,       # CXRDataset, other real images: what a perfect generator would reach
-                  network,    # keras.Model, see `repository_features`
+                  network,    # keras.Model, see repository_features
                   shear=0.1, zoom=0.1, seed=0):
     """Fréchet distance, also class by class, in the repository's and in the clean protocol: {protocol: {n, n_reference, frechet_distance,
     intra}}, and {"real": {protocol: distance of the other real images}}.

@@ -478,7 +478,7 @@ def run_updates(gan,       # AdversarialModel, compiled
                 labels,    # int (n,), or None
                 settings,  # updates, batch_size, checkpoint_every, sample_updates (each where a checkpoint is, or the last)
                 folder,    # of backup, losses.csv and samples
-                draw,      # function of the model: the samples to keep at `sample_updates`
+                draw,      # function of the model: the samples to keep at sample_updates
                 verbose=0):
     """Train to `settings.updates`, going on from the backup in `folder` if there is one; the losses of each update, a data frame.
 
@@ -503,7 +503,7 @@ def run_updates(gan,       # AdversarialModel, compiled
     return losses
 
 # %% ../nbs/foundations/adversarial.ipynb #74de80bc
-def summarise_updates(losses,         # as `run_updates` returns it
+def summarise_updates(losses,         # as run_updates returns it
                       names,          # its columns to keep, in order
                       history_every,  # updates averaged into one row of the history
                       log_every):     # updates between two that are kept as they are

@@ -333,7 +333,7 @@ app = typer.Typer(help='A reproducible companion to five documents on synthesisi
 @app.callback()
 def _options(
     traceback: Annotated[bool, typer.Option('--traceback', help='Show the traceback of an error.')] = False,
-): pass # `main` reads --traceback, here it is only documented
+): pass # main reads --traceback, here it is only documented
 
 
 def _default_dataset(experiment, profile):

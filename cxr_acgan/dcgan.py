@@ -203,7 +203,7 @@ def interpolate_noise(a, b,      # noise vectors, (latent_dim,)
     return ((np.sin((1 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle)).astype("float32")
 
 # %% ../nbs/02_dcgan.ipynb #ee97ae7f
-def load_images(dataset,    # a name or folder that `load_cxr` knows
+def load_images(dataset,    # a name or folder that load_cxr knows
                 settings):  # DCGANSettings
     "Training and test images of `settings.classes`, two `CXRDataset`; ValueError for a class that the data set does not have."
     def load(split):
@@ -260,7 +260,7 @@ def _real_or_fake(real, fake, patients):
 PRINTED = {"d_loss": 1.2223, "g_loss": 2.1597, "d_real": 0.6463,  # noori, section 7
            "d_fake_before": 0.0906, "d_fake_after": 0.3155}
 
-def printed_fit(losses,           # as `run_updates` returns it
+def printed_fit(losses,           # as run_updates returns it
                 printed=PRINTED,
                 start=None):      # first update looked at; None: the second half
     """How a run's updates stand to one printed line; JSON-able.
@@ -325,10 +325,10 @@ def _gallery(gan, train, seed):
 # %% ../nbs/02_dcgan.ipynb #0f6b4505
 def train_dcgan(experiment="noori",  # a name in `PROFILES`
                 profile="smoke",     # 'smoke', 'cpu' or 'paper', see `PROFILES`
-                dataset="phantom",   # a name or folder that `load_cxr` knows
+                dataset="phantom",   # a name or folder that load_cxr knows
                 seed=0,              # integer >= 0
-                out=None,            # folder of records, see `results_root`; weights and samples go to `runs` beside it
-                verbose=0):          # as in `keras.Model.fit`
+                out=None,            # folder of records, see results_root; weights and samples go to `runs` beside it
+                verbose=0):          # as in keras.Model.fit
     """Train one DCGAN, write its record and return it; a finished record is returned as it is, without training.
 
     A run that was cut off goes on from its last backup. ValueError: unknown experiment, profile, data set or class,
@@ -396,12 +396,12 @@ def _find_copies(sets, train, test, extract, checked, false_alarm_rate, controls
     return {k: report[k] for k in kept} | copies[-1] | {"closest": {k: v.tolist() for k, v in pairs.items()}}, copies
 
 # %% ../nbs/02_dcgan.ipynb #d2f4ffbf
-def quality_over_epochs(folder,           # of the run, see `runs_folder`: its samples are `samples-<update>.npy` there
+def quality_over_epochs(folder,           # of the run, see runs_folder: its samples are `samples-<update>.npy` there
                         train, test,      # CXRDataset: what it was trained on, and images of other patients
-                        space="cxr",      # of `image_features`, or a function of images that returns features (n, d)
+                        space="cxr",      # of image_features, or a function of images that returns features (n, d)
                         checked=500,      # images of a set that are looked for among the training images
                         false_alarm_rate=0.01,  # of that search
-                        controls=500,     # planted copies of each kind, see `memorisation_report`
+                        controls=500,     # planted copies of each kind, see memorisation_report
                         subsets=20,       # of the kernel distance
                         seed=0):          # of subsets, pairs and controls
     """Distances, precision and recall, diversity and near-copies of the samples that a run kept; JSON-able.
@@ -427,10 +427,10 @@ def quality_over_epochs(folder,           # of the run, see `runs_folder`: its s
 def measure_dcgan(experiment="noori", profile="cpu",
                   dataset="kermany",  # what the run was trained on
                   seed=0,
-                  out=None,           # folder of records, see `results_root`
+                  out=None,           # folder of records, see results_root
                   n=6_000,            # images drawn from the final weights
                   space="cxr",        # 'cxr' or 'inception'
-                  **options):         # of `quality_over_epochs`
+                  **options):         # of quality_over_epochs
     """Measure a trained DCGAN and write the record `quality_<experiment>`; a finished record is returned as it is.
 
     metrics: what `quality_over_epochs` returns, and `train`: n images against all training images. FileNotFoundError: no weights
@@ -476,7 +476,7 @@ def _history_row(row, epochs_an_update):
             "kernel_distance": row["kernel_distance"]["mean"], "ms_ssim": row["ms_ssim"]["mean"], "copies": row["copies"]["rate"]}
 
 # %% ../nbs/02_dcgan.ipynb #eb8b0129
-def plot_quality(runs,        # records of `measure_dcgan`; [] draws empty panels
+def plot_quality(runs,        # records of measure_dcgan; [] draws empty panels
                  width=7.5):  # inches
     "Quality over epochs, a line a run, and dashed that of real images of other patients; returns the matplotlib figure."
     import matplotlib.pyplot as plt

@@ -101,7 +101,7 @@ def _encoder():
     return keras.Model(images, [maps["conv1"], maps["conv2"], maps["conv4"], code], name="encoder")
 
 # %% ../nbs/foundations/features.ipynb #6883be82
-def cxr_network(weights="shipped"):  # 'shipped', the path of an .npz, a dict of arrays (`train_cxr_network`), or None: random
+def cxr_network(weights="shipped"):  # 'shipped', the path of an .npz, a dict of arrays (train_cxr_network), or None: random
     """The network of the space `cxr`: gray images (n, 64, 64, 1), gray levels 0..255, to features (n, 256).
 
     Columns 0-31, 32-95 and 96-191: averages, then standard deviations over space, of the maps of 32, 16 and 8 pixels;

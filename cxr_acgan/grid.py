@@ -54,7 +54,7 @@ def read_grid(root=None,     # folder of records
             for share, network in GRID for source in SOURCES}
 
 # %% ../nbs/foundations/grid.ipynb #430fd7c9
-def cell_scores(cell, scores=GRID_SCORES):  # an entry of `read_grid`
+def cell_scores(cell, scores=GRID_SCORES):  # an entry of read_grid
     "{score: (mean over the seeds, low, high)} with 95 % intervals over patients and seeds; {} for a cell that was not run."
     found = {}
     for score in scores if cell["draws"] else ():
@@ -64,7 +64,7 @@ def cell_scores(cell, scores=GRID_SCORES):  # an entry of `read_grid`
     return found
 
 
-def grid_table(cells):  # as `read_grid` returns it
+def grid_table(cells):  # as read_grid returns it
     "A row a cell: seeds, scores with intervals, threshold, accuracy at 0.5, calibration error and Brier score (means), and what a run cost."
     rows = []
     for (share, network, source), cell in cells.items():
@@ -111,7 +111,7 @@ def holm(p):  # values in [0, 1], any order
     return adjusted
 
 
-def contrast(cells,  # {key: `read_cell`}
+def contrast(cells,  # {key: read_cell}
              score,  # one of `GRID_SCORES`
              plus, minus):  # keys
     "The score of cells added up less that of others, over their common seeds: as `mean_over_runs`, and seeds; None where none is common."
@@ -144,7 +144,7 @@ def grid_differences(cells, scores=GRID_SCORES, against="duplicated"):
     return table
 
 
-def grid_verdicts(differences):  # as `grid_differences` returns it
+def grid_verdicts(differences):  # as grid_differences returns it
     "One sentence for each row: helps, harms, or no difference shown. Seeds vary weights, order, augmentation and noise; the patients, and a generator, are the same."
     def sentence(r):
         what = "no difference is shown" if r["p, Holm"] >= 0.05 else "better than duplicates" if r.difference > 0 else "worse than duplicates"
@@ -154,7 +154,7 @@ def grid_verdicts(differences):  # as `grid_differences` returns it
     return [sentence(r) for _, r in differences.iterrows()]
 
 # %% ../nbs/foundations/grid.ipynb #df00b1e5
-def plot_grid(cells,       # as `read_grid` returns it
+def plot_grid(cells,       # as read_grid returns it
               score="auc",
               width=7.0):  # inches
     "The score of each cell with its interval, a panel a share of the patients; cells that were not run are named. The figure."
@@ -181,7 +181,7 @@ def plot_grid(cells,       # as `read_grid` returns it
     return figure
 
 # %% ../nbs/foundations/grid.ipynb #f3a39522
-def looks_table(cells):  # as `read_grid` returns it
+def looks_table(cells):  # as read_grid returns it
     "A row a share, kind of images and class: some statistics of the real and of the generated images of the first run that has them."
     rows, keep = [], ("sharpness", "contrast", "brightness", "black edge")
     for share in SHARES:

@@ -377,7 +377,7 @@ def _difference(runs, against, claim, root):
 
 # %% ../nbs/foundations/ledger.ipynb #c2e41a83
 def answer(claim,       # Claim
-           root=None):  # folder of records, see `results_root`
+           root=None):  # folder of records, see results_root
     """What the records, or a calculation, say to a claim; `Answer()` where there is no record, or where it cannot be tested.
 
     ValueError: a record that is there lacks the field, and which one.
@@ -444,14 +444,14 @@ def num(experiment,    # whose records
     return f"{value:{spec}}" + (f" [{low:{spec}}, {high:{spec}}]" if known else "")
 
 # %% ../nbs/foundations/ledger.ipynb #1c0719a8
-def judge(claims,      # as `load_claims` returns them
+def judge(claims,      # as load_claims returns them
           root=None):  # folder of records
     "[(Claim, Answer, verdict)]"
     found = [(claim, answer(claim, root)) for claim in claims]
     return [(claim, ours, verdict(claim, ours)) for claim, ours in found]
 
 
-def ledger_summary(judged=None):  # as `judge` returns it; None: the committed claims
+def ledger_summary(judged=None):  # as judge returns it; None: the committed claims
     "Counts: a row a document, a column a verdict, and the sums."
     judged = judge(load_claims()) if judged is None else judged
     counts = {d: [sum(c.document == d and v == name for c, _, v in judged) for name in VERDICTS] for d in DOCUMENTS}
@@ -541,7 +541,7 @@ class ClaimsTable:
 
 def claims_table(document=None,   # one of `DOCUMENTS`; None: all
                  root=None,       # folder of records
-                 path=None,       # of claims.csv, see `load_claims`
+                 path=None,       # of claims.csv, see load_claims
                  filters=False):  # buttons that show one verdict at a time
     "The ledger, or one document's part, with verdicts. ValueError: unknown document, or a field that a record lacks."
     if document not in (None, *DOCUMENTS):
@@ -552,7 +552,7 @@ def claims_table(document=None,   # one of `DOCUMENTS`; None: all
 _COLOURS = {"reproduced": "#1b6e3c", "better": "#0b5fa5", "not reproduced": "#a12622", "error in the document": "#7a3e9d",
             "untestable": "#5c5c5c", "not run": "#f4f4f4"}
 
-def ledger_chart(judged=None,  # as `judge` returns it; None: the committed claims
+def ledger_chart(judged=None,  # as judge returns it; None: the committed claims
                  width=7.0):   # inches
     "A bar a document, divided by verdict, with the counts in it; returns the matplotlib figure."
     import matplotlib.pyplot as plt

@@ -530,11 +530,11 @@ def memorisation_report(
     held_out,                # uint8: real images of other patients, some 200 or more
     held_out_patients=None,  # patient of each, '' where unknown; None: each image is a patient of its own
     train_patients=None,     # patient of each training image: an error where one is held out too
-    features=None,           # function of images that returns features (rows, d), for instance of `image_features`
+    features=None,           # function of images that returns features (rows, d), for instance of image_features
     false_alarm_rate=0.01,   # that the bound is set for
     controls=500,            # training images that copies are planted of, in each of six ways
     closest=10,              # pairs listed
-    k=50,                    # candidates of `copy_scores`
+    k=50,                    # candidates of copy_scores
     level=0.95,              # of Wilson's intervals
     seed=0,                  # of the halves, the controls and the copies
 ):                           # dict, JSON-able, see below
@@ -747,14 +747,14 @@ def classification_scores(
 # %% ../nbs/foundations/metrics.ipynb #33da07ad
 def score_differences(
     y_true,         # class numbers, shape (n,)
-    y_score_a,      # scores of one classifier, as in `classification_scores`
+    y_score_a,      # scores of one classifier, as in classification_scores
     y_score_b,      # scores of the other, on the same images in the same order
     threshold=0.5,  # of both, or a pair
     n_boot=2000,    # bootstrap samples
     groups=None,    # patient of each image, shape (n,): patients are resampled instead of images; '' is one of its own
     level=0.95,     # of the intervals
     seed=0,         # of the bootstrap
-):                  # dict, JSON-able: n, and {value, low, high} of a - b for each score of `classification_scores`
+):                  # dict, JSON-able: n, and {value, low, high} of a - b for each score of classification_scores
     "Differences of two classifiers' scores, each with a paired stratified bootstrap percentile interval (Efron and Tibshirani 1993). ValueError as for `classification_scores`."
     if np.shape(threshold) not in ((), (2,)): raise ValueError(f'threshold must be one number or a pair, got {threshold}')
     thresholds = np.broadcast_to(threshold, 2)

@@ -35,14 +35,14 @@ def results_root(root=None):
 
 # %% ../nbs/foundations/results.ipynb #3609aa20
 def runs_folder(experiment, profile, seed,
-                root=None):  # folder of records, see `results_root`
+                root=None):  # folder of records, see results_root
     "Where the weights of a run lie: `runs/<experiment>/<profile>-seed<seed>` beside the folder of records."
     return results_root(root).parent / "runs" / experiment / f"{profile}-seed{seed}"
 
 # %% ../nbs/foundations/results.ipynb #8c2e984e
 def load_network(experiment, profile, seed,
                  name="generator",  # of the network
-                 root=None):        # folder of records, see `results_root`
+                 root=None):        # folder of records, see results_root
     "A network that a run has trained, a `keras.Model`; FileNotFoundError says how to get its weights."
     import keras
     path = runs_folder(experiment, profile, seed, root) / f"{name}.keras"
@@ -181,7 +181,7 @@ def json_value(value):
 # %% ../nbs/foundations/results.ipynb #1d74c901
 def load_runs(experiment,    # a document's name
               profile=None,  # 'smoke', 'cpu' or 'paper'; None: the fullest there is, `paper` before `cpu`, never `smoke`
-              root=None):    # folder of records, see `results_root`
+              root=None):    # folder of records, see results_root
     "The records of an experiment in the order of their seeds; an empty list where it was not run."
     folder = results_root(root) / experiment
     for name in ([profile] if profile else ["paper", "cpu"]):
@@ -233,7 +233,7 @@ def show_sheet(images,       # uint8 (n, h, w[, 1])
     return figure
 
 # %% ../nbs/foundations/results.ipynb #d1d18cbb
-def sheet_images(sheet,       # uint8 (rows*(h+pad)-pad, ncols*(w+pad)-pad), as `image_sheet` makes it
+def sheet_images(sheet,       # uint8 (rows*(h+pad)-pad, ncols*(w+pad)-pad), as image_sheet makes it
                  image_size,  # h = w, pixels
                  pad=1):
     "The images of a sheet, uint8 (n, image_size, image_size); ValueError where the sheet is no grid of such images."

@@ -53,7 +53,7 @@ def shift_table(train, test,  # CXRDataset
                          "difference": draws[0], "low": low, "high": high})
 
 # %% ../nbs/foundations/shift.ipynb #60b7fc9c
-def plot_shift(tables,  # {label: as `shift_table` returns it}
+def plot_shift(tables,  # {label: as shift_table returns it}
                width=6.0):  # inches
     "The differences with their intervals, one line a statistic and table; returns the matplotlib figure."
     import matplotlib.pyplot as plt

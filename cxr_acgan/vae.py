@@ -469,10 +469,10 @@ def finish_vae(vae, sets, losses, record, settings, folder, root,
 # %% ../nbs/03_vae.ipynb #4abc7364
 def train_vae(experiment="vae",    # see `PROFILES`
               profile="smoke",     # 'smoke', 'cpu' or 'paper'
-              dataset="phantom",   # a name or folder that `load_cxr` knows
+              dataset="phantom",   # a name or folder that load_cxr knows
               seed=0,              # integer >= 0; the validation patients are the same for each
-              out=None,            # folder of records, see `results_root`; weights go to `runs` beside it
-              verbose=0):          # as in `keras.Model.fit`
+              out=None,            # folder of records, see results_root; weights go to `runs` beside it
+              verbose=0):          # as in keras.Model.fit
     """Train one VAE, write its record and return it; a finished record is returned as it is, without training.
 
     A run that was cut off goes on from its last backup. ValueError: unknown experiment, profile or data set,
@@ -499,7 +499,7 @@ def train_vae(experiment="vae",    # see `PROFILES`
         return finish_vae(vae, sets, losses, record, settings, folder, root, cpu)
 
 # %% ../nbs/03_vae.ipynb #21131cb7
-def plot_elbo(runs,        # records of `train_vae` of one experiment; [] draws empty panels
+def plot_elbo(runs,        # records of train_vae of one experiment; [] draws empty panels
               width=7.0):  # inches
     "Reconstruction loss and KL over the updates, training and validation patients; returns the matplotlib figure."
     import matplotlib.pyplot as plt
@@ -517,7 +517,7 @@ def plot_elbo(runs,        # records of `train_vae` of one experiment; [] draws 
     return figure
 
 # %% ../nbs/03_vae.ipynb #32f9c1ec
-def plot_latent(run,         # record of `train_vae`
+def plot_latent(run,         # record of train_vae
                 width=5.5):  # inches
     "t-SNE of the latent means: colours are classes, filled validation, hollow test patients; returns the matplotlib figure."
     import matplotlib.pyplot as plt
@@ -532,7 +532,7 @@ def plot_latent(run,         # record of `train_vae`
     return figure
 
 # %% ../nbs/03_vae.ipynb #ef362d4e
-def vae_table(runs,    # {label: records of `train_vae`}; a label without records gives "not run"
+def vae_table(runs,    # {label: records of train_vae}; a label without records gives "not run"
               on="validation"):  # 'train', 'validation' or 'test'
     "A row a run: beta, likelihood, KL, PSNR and SSIM with 95 % intervals (bootstrap over patients), active units."
     cell, rows = lambda s: f"{s['value']:.4g} [{s['low']:.4g}, {s['high']:.4g}]", []
@@ -549,7 +549,7 @@ def vae_table(runs,    # {label: records of `train_vae`}; a label without record
     return pd.DataFrame(rows).astype(object).fillna("-")
 
 
-def plot_beta(runs,        # {label: records of `train_vae`}
+def plot_beta(runs,        # {label: records of train_vae}
               on="validation",
               width=7.0):  # inches
     "PSNR of reconstructions against KL, and active units: a point a run; returns the matplotlib figure."

@@ -207,7 +207,7 @@ def cnn_classifier(image_size=64,  # pixels; a multiple of 2**len(widths)
     return keras.Model(images, layers.Dense(num_classes, dtype="float32", name="logits")(x), name="cnn")
 
 # %% ../nbs/05_vit_attention.ipynb #7118013d
-def multiply_adds(model):  # keras.Model of convolutions, dense layers and `SelfAttention`
+def multiply_adds(model):  # keras.Model of convolutions, dense layers and SelfAttention
     "Multiply-adds that one image costs in these layers, a whole number; training costs some three times that."
     total = 0
     for layer in model.layers:
@@ -225,7 +225,7 @@ def _in_batches(function, images, batch_size=64):
     return np.concatenate([ops.convert_to_numpy(ops.cast(function(ops.convert_to_tensor(c)), "float32")) for c in chunks])
 
 
-def attention_weights(model,   # with `SelfAttention` layers, for instance of `vit_classifier`
+def attention_weights(model,   # with SelfAttention layers, for instance of vit_classifier
                       images): # uint8 (n, image_size, image_size, 1)
     "The weights of every block and head, float32 (n, blocks, heads, tokens, tokens). ValueError: no such layer."
     outputs = [layer.output[1] for layer in model.layers if isinstance(layer, SelfAttention)]
@@ -373,9 +373,9 @@ def map_correlation(a, b,  # (n, side, side) each
 
 def randomisation_test(model,
                        images,  # uint8 (n, image_size, image_size, 1)
-                       method,  # function (model, images, classes) -> maps, for instance `rollout_maps` or `grad_cam`
+                       method,  # function (model, images, classes) -> maps, for instance rollout_maps or grad_cam
                        seed=0,  # of the weights and the bootstrap
-                       top=None):  # see `randomised`
+                       top=None):  # see randomised
     "`map_correlation` of the maps of a network and of the same network with weights drawn anew (Adebayo et al. 2018), both of the classes that the first predicts."
     called = _in_batches(lambda x: model(x, training=False), images).argmax(1)
     return map_correlation(method(model, images, called), method(randomised(model, seed, top), images, called), seed=seed)
@@ -589,7 +589,7 @@ def build_cell(settings, num_classes=2, seed=0):
 
 def probabilities(model, images,
                   views=1,            # how many logits are averaged: the image's, and those of so many less 1 changed versions
-                  augmentation=None,  # how these are changed, see `view_images`
+                  augmentation=None,  # how these are changed, see view_images
                   batch_size=256):
     "Class probabilities float32 (n, classes) of a network that gives logits. ValueError: less than one view."
     shown = view_images(images, views, augmentation)
@@ -699,7 +699,7 @@ def candidate_runs(group,      # 'cnn', 'vit' or '128'
             for name in RECIPES[group]}
 
 
-def recipe_gaps(runs):  # as `candidate_runs` returns it, all of them with the same seeds
+def recipe_gaps(runs):  # as candidate_runs returns it, all of them with the same seeds
     """{candidate: (weighted AUC, how far behind the best, standard error of that)}. ValueError: not all on the same validation patients.
 
     The error is of patients and seeds; the variance of seeds, of which each candidate has two, is one for all: the median of theirs, as of a chi-square.
@@ -725,7 +725,7 @@ def choose_recipe(group, root=None, profile=None):
     return first_of_the_best(recipe_gaps(runs))
 
 
-def first_of_the_best(gaps):  # as `recipe_gaps` returns them
+def first_of_the_best(gaps):  # as recipe_gaps returns them
     return next(name for name, (_, behind, error) in gaps.items() if behind <= error)
 
 
@@ -796,9 +796,9 @@ def _pool(settings, fitted, added, framing, clean):
 # %% ../nbs/05_vit_attention.ipynb #811d13e6
 def train_cell(experiment="grid_cnn_real_all",  # see `PROFILES`
                profile="smoke",   # 'smoke', 'cpu' or 'paper'
-               dataset="phantom", # a name or folder that `load_cxr` knows
+               dataset="phantom", # a name or folder that load_cxr knows
                seed=0,            # of weights, order, augmentation, added images; the patients are the same for all seeds
-               out=None,          # folder of records, see `results_root`; weights go to `runs` beside it
+               out=None,          # folder of records, see results_root; weights go to `runs` beside it
                verbose=0,
                generators=None):  # folder of records of the generators, where it is another
     """Train one classifier, write its record and return it; a finished record is returned as it is, without training.
@@ -930,7 +930,7 @@ def measure_maps(experiment="grid_vit_real_all", profile="cpu", dataset="kermany
     return record
 
 # %% ../nbs/05_vit_attention.ipynb #a8b7fefa
-def plot_maps(record,      # of `measure_maps`
+def plot_maps(record,      # of measure_maps
               width=6.5):  # inches
     "The images of the record with each kind of map laid over them; above each its class and what it was called. The figure."
     shown, images, maps = record.metrics["shown"], record_images(record, "images.png"), record_images(record, "maps.png")
@@ -954,7 +954,7 @@ def plot_heads(record, width=4.5):
     return figure
 
 
-def correlation_table(records):  # of `measure_maps`
+def correlation_table(records):  # of measure_maps
     "A row a network, method and comparison: mean rank correlation, its interval, n, how many maps are flat, and the mean without these."
     rows = [{"network": r.settings["experiment"], "seed": r.seed, "map": key, "drawn anew": which, "rank correlation": f"{c['mean']:.2f}",
              "95 % interval": f"{c['low']:.2f} to {c['high']:.2f}", "n": c["n"], "flat": c["flat"],

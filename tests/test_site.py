@@ -88,6 +88,16 @@ def test_links_and_pictures_resolve(site, pages):
     assert not broken
 
 
+def test_no_link_is_left_as_markdown(site, pages):
+    "A name in backticks becomes a link by itself: within a link, or in the comment of a parameter, its Markdown would be left to read."
+    bare, left = lambda html: re.sub(r'<[^>]+>', '', html), {}
+    for name in set(pages) - {'foundations/cli.html'}:  # whose examples are such links
+        html = (site / name).read_text(encoding='utf-8')
+        prose = bare(re.sub(r'<(pre|script).*?</\1>', '', html, flags=re.S))
+        left[name] = re.findall(r'\S*\]\([\w./]*\.ipynb\S*', prose) + re.findall(r'\S*`\]\([\w./]*\.html\S*', bare(html))
+    assert {name: links[:3] for name, links in left.items() if links} == {}
+
+
 def test_own_pages_are_linked_relatively(pages):
     assert [h for p in pages.values() for h in p.links if h.startswith('https://cxr-acgan.github.io')] == []
 
