@@ -25,7 +25,7 @@ import pandas as pd
 from keras import layers, ops
 from .adversarial import dtype_policy, fit_arguments, generate_classes, open_run, profile_settings, seed_hash, seeded
 from .data import augment_classic, load_cxr, preprocess, training_share
-from .metrics import classification_scores
+from .metrics import _weighted_auc, classification_scores
 from .results import RunRecord, image_sheet, load_network, load_runs, record_images, results_root, runs_folder, weights_digest
 from .shift import AUGMENTATIONS, STRONG, Augmentation, FramingWeights, augment, effective_n, image_statistics, weighted_auc
 
@@ -680,15 +680,7 @@ def auc_draws(predictions,  # of validation patients, as records keep them
     rng, n = np.random.default_rng(0), who.max() + 1
     counts = np.stack([np.ones(n)] + [np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(n_boot)])
     columns = [(1, p)] if p.ndim == 1 else enumerate(p.T)
-    return np.mean([_auc_rows(y == c, score, counts[:, who] * w) for c, score in columns], 0)
-
-
-def _auc_rows(positive, score, weights):
-    "AUC under each row of weights (b, n); ties count one half."
-    order = np.argsort(score, kind="stable")
-    starts = np.flatnonzero(np.diff(score[order], prepend=np.nan) != 0)
-    up, down = (np.add.reduceat((weights * group)[:, order], starts, axis=1) for group in (positive, ~positive))
-    return (up * (down.cumsum(1) - down / 2)).sum(1) / (up.sum(1) * down.sum(1))
+    return np.mean([_weighted_auc(score, y == c, counts[:, who] * w) for c, score in columns], 0)
 
 # %% ../nbs/05_vit_attention.ipynb #77172de5
 def candidate_runs(group,      # 'cnn', 'vit' or '128'
