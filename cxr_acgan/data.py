@@ -75,9 +75,14 @@ class CXRDataset:
 
     @property
     def showable(self):
-        "bool (n,): images that may be shown to anybody, drawn ones and those under CC BY without NC or ND; by the set's licence where no image's is known."
+        "bool (n,): images that may be shown to anybody, drawn ones and those under CC BY without NC or ND; by the set's licence where no image's is known. Of a folder of your own, which has none, all."
+        if not self.licences and not self.licence: return np.ones(len(self), bool)
         may = lambda licence: licence.startswith(('CC BY', 'Apache')) and not {'NC', 'ND'} & set(licence.replace('-', ' ').split())
         return np.array([may(l) for l in self.licences or (self.licence,) * len(self)], bool)
+
+    def shown(self, indices):
+        "The images at `indices` (whole numbers), black where they are not `showable`."
+        return self.images[indices] * self.showable[indices, None, None, None]
 
     def subset(self, indices):
         "The images at `indices` (whole numbers or a bool array), in that order."

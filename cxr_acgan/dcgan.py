@@ -313,13 +313,14 @@ def finish_diverged(error, gan, record, settings, folder, root):
 
 
 def _gallery(gan, train, seed):
-    "32 real images, each class as often, class by class; 32 generated ones; 5 paths of 8 steps between noise vectors."
+    "32 real images, each class as often, class by class, black where none may be shown; 32 generated ones; 5 paths of 8 steps between noise vectors."
     draw = lambda z: generate_images(gan.generator, z, gan.value_range)
     rng, present = np.random.default_rng(seed_hash(seed, 4000)), np.unique(train.labels)
-    real = np.concatenate([rng.permutation(np.flatnonzero(train.labels == c))[:32 // len(present)] for c in present])
+    real = [rng.permutation(np.flatnonzero(train.labels == c)) for c in present]
+    real = np.concatenate([i[np.argsort(~train.showable[i], kind="stable")][:32 // len(present)] for i in real])
     ends = normal_noise(42, gan.latent_dim, seed + 2)[32:]
     paths = np.concatenate([interpolate_noise(a, b) for a, b in zip(ends[::2], ends[1::2])])
-    return {"real.png": train.images[real], "generated.png": draw(normal_noise(32, gan.latent_dim, seed + 2)),
+    return {"real.png": train.shown(real), "generated.png": draw(normal_noise(32, gan.latent_dim, seed + 2)),
             "interpolation.png": draw(paths)}
 
 # %% ../nbs/02_dcgan.ipynb #0f6b4505
@@ -456,7 +457,7 @@ def measure_dcgan(experiment="noori", profile="cpu",
     record = RunRecord(name, profile, seed, run, train.describe(), metrics, history, time.perf_counter() - start)
     last = np.load(folder / f"samples-{metrics['epochs'][-1]['update']}.npy", allow_pickle=False)
     closest = metrics["memorisation"]["closest"]
-    pairs = np.concatenate([last[closest["generated"]], train.images[closest["train"]]])
+    pairs = np.concatenate([last[closest["generated"]], train.shown(closest["train"])])
     record.write(root, {"closest.png": image_sheet(pairs, ncols=len(closest["train"]))})
     return record
 

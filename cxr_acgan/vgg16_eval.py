@@ -554,8 +554,7 @@ def _measure_generator(generator, train, test, n, space, seed, controls):
     memorised = memorisation_report(images, train.images, test.images, test.patients, train.patients, seed=seed, controls=controls,
                                     features=lambda x: image_features(x, space))
     pairs = memorised["closest"]
-    beside = train.images[pairs["train"]] * train.showable[pairs["train"], None, None, None]
-    closest = np.concatenate([images[pairs["generated"]], beside])
+    closest = np.concatenate([images[pairs["generated"]], train.shown(pairs["train"])])
     tsne, thumbnails = _map(images[:200], labels[:200], train, space, seed)
     return ({"half": image_quality(images[some], labels[some], other, space, seed),
              "train": image_quality(images, labels, train, space, seed), "memorisation": memorised, "tsne": tsne},

@@ -1,7 +1,8 @@
 """The last step of the site, run by the renderer (`post-render` of _quarto.yml) with the folder of the pages in its environment.
 
 Formulas become MathML, which every browser draws itself: no script, no font, no network. Without latex2mathml they stay as they are and load the
-renderer's script. An author with a year becomes a link to the page of references, and a few tags get the roles that screen readers expect. nbdev takes one `.py` off the names of files it copies, hence two.
+renderer's script. An author with a year becomes a link to the page of references, tables lose a first column that only counts their rows, and a few tags
+get the roles that screen readers and keys expect. nbdev takes one `.py` off the names of files it copies, hence two.
 """
 import html
 import os
@@ -14,11 +15,24 @@ REFERENCE = re.compile(r'<li id="([\w-]+)" data-cite="([^"]*)"')
 APART = re.compile(r'(<(script|style|pre|code|math|a|button|h[1-6]|head|nav|header|dialog)\b.*?</\2>|<[^>]*>)', re.S)
 
 ROLES = ((re.compile(r'(<i class="bi [\w -]+") role="(?:img|button)?">'), r'\1 aria-hidden="true">'), # an icon; its link has the name
-         (re.compile(r'(<a class="sidebar-item-toggle[^>]*) role="navigation"'), r'\1 role="button"'),
+         (re.compile(r'(<a class="sidebar-item-toggle[^>]*) role="navigation"'), r'\1 role="button" tabindex="0"'),
          (re.compile(r'<nav class="navbar'), '<nav aria-label="Site" class="navbar'),
          (re.compile(r'<div class="toc-actions">'), '<div class="toc-actions" role="complementary" aria-label="Report">'),
          (re.compile(r'<th></th>'), '<td></td>'))
 NAMED = re.compile(r'(<a [^>]*aria-label=")([^"]*)("[^>]*>)([^<>]+)(?=</a>)')
+
+TABLE, ROW, FIRST = (re.compile(pattern, re.S) for pattern in
+                     (r'<table\b[^>]*\bdataframe\b.*?</table>', r'<tr\b.*?</tr>', r'(<tr\b[^>]*>\s*)<(t[hd])\b([^>]*)>(.*?)</\2>\s*'))
+
+
+def drop_counts(text):
+    "The page without the first column of tables in which it has no head and only counts the rows from 0."
+    def table(found):
+        firsts = [FIRST.match(row) for row in ROW.findall(found[0])]
+        cells = [first and first[4].strip() for first in firsts]
+        counts = len(cells) > 1 and cells == ['', *map(str, range(len(cells) - 1))] and not any('span=' in first[3] for first in firsts)
+        return ROW.sub(lambda row: FIRST.sub(r'\1', row[0], count=1), found[0]) if counts else found[0]
+    return TABLE.sub(table, text)
 
 
 def name_links(text):
@@ -59,7 +73,7 @@ def main():
         if convert: after = draw_formulas(after, convert)
         if path != page: after = link_citations(after, references, f'{"../" * (len(path.relative_to(out).parts) - 1)}references.html')
         for pattern, better in ROLES: after = pattern.sub(better, after)
-        after = name_links(after)
+        after = drop_counts(name_links(after))
         if after != before: path.write_text(after, encoding='utf-8')
 
 

@@ -1,5 +1,6 @@
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,19 @@ def cxr_data():
     if not folder: pytest.skip('real data: $CXR_DATA is not set')
     if not (Path(folder) / 'chest_xray' / 'train').is_dir(): pytest.skip(f'real data: $CXR_DATA={folder} holds no chest_xray/train')
     return Path(folder).resolve()
+
+
+@pytest.fixture(scope='session')
+def browser():
+    "Chromium without a window; skips where there is none."
+    api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
+    path = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'))), None)
+    with api.sync_playwright() as p:
+        if path is None and Path(p.chromium.executable_path).exists(): path = p.chromium.executable_path
+        if path is None: pytest.skip('no Chromium: install chromium, or google-chrome, for the browser tests')
+        chromium = p.chromium.launch(executable_path=path, args=['--no-sandbox'] if os.geteuid() == 0 else [])
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(scope='session')

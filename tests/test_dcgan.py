@@ -231,6 +231,22 @@ def test_the_chapter_asks_for_no_sheet_that_a_run_does_not_keep(tiny, tmp_path):
         exec(cell, {"record": record, "record_images": record_images, "np": np, "show_sheet": None})
 
 
+def test_sheets_show_no_image_that_may_not_be_shown(monkeypatch, tmp_path):
+    "Where the set's licences are unclear: black in their place, open ones first."
+    given = load_cxr("phantom", "train", 64, n=40, progress=False)
+    closed = replace(given, licences=("CC BY-NC 4.0",) * 30 + ("CC BY 4.0",) * 10)
+    monkeypatch.setattr(dcgan, "load_images", lambda dataset, settings: (closed, load_cxr("phantom", "test", 64, n=240, progress=False)))
+    monkeypatch.setitem(dcgan.PROFILES, "noori", {"cpu": replace(TINY, image_size=64, images=None)})
+    monkeypatch.setattr(dcgan, "image_features", lambda images, space: images[:, ::4, ::4].reshape(len(images), -1) / 255.0)
+    root = tmp_path / "results"
+    record = dcgan.train_dcgan("noori", "cpu", "phantom", 0, root)
+    open_ones = np.bincount(closed.labels[closed.showable])
+    assert sum(x.any() for x in record_images(record, "real.png")) == np.minimum(open_ones, 32 // len(open_ones)).sum() == 10
+    record = dcgan.measure_dcgan("noori", "cpu", "phantom", 0, root, n=20, checked=6, controls=6, false_alarm_rate=0.2, subsets=2)
+    closest = record.metrics["memorisation"]["closest"]["train"]
+    assert [bool(x.any()) for x in record_images(record, "closest.png")[-len(closest):]] == closed.showable[closest].tolist()
+
+
 def test_record_of_other_weights(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(dcgan, "image_features", lambda images, space: images[:, ::4, ::4].reshape(len(images), -1) / 255.0)
     root, how = tmp_path / "results", dict(n=20, checked=6, controls=6, false_alarm_rate=0.2, subsets=2)

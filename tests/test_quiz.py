@@ -1,9 +1,7 @@
 "The quiz, real or synthetic?: its pictures against the records, and the page played in a browser."
 import base64
 import json
-import os
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -78,18 +76,6 @@ def test_nothing_gives_the_answer_away(form, key):
     assert len(re.findall(r'data:image', form)) == 1 # one file, one coding
     assert 'http' not in form and 'fetch' not in form and 'XMLHttp' not in form
     assert 'Kermany' not in form # the key is not in plain sight
-
-
-@pytest.fixture(scope='module')
-def browser():
-    api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
-    path = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'))), None)
-    with api.sync_playwright() as p:
-        if path is None and Path(p.chromium.executable_path).exists(): path = p.chromium.executable_path
-        if path is None: pytest.skip('no Chromium: install chromium, or google-chrome, for the browser tests')
-        chromium = p.chromium.launch(executable_path=path, args=['--no-sandbox'] if os.geteuid() == 0 else [])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
