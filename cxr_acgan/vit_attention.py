@@ -786,6 +786,18 @@ def _pool(settings, fitted, added, framing, clean):
     return clean(images), labels, odds, fitted.num_classes
 
 # %% ../nbs/05_vit_attention.ipynb #811d13e6
+def _same_generator(record, root):
+    "The record; ValueError where its generator, if it is at hand, has other weights by now."
+    known = record.metrics["generator"]
+    try:
+        network = load_network(known["experiment"], record.profile, 0, root=root) if known else None
+    except FileNotFoundError:
+        return record
+    if network and weights_digest(network) != known["weights"]:
+        raise ValueError(f"{record.path} was run with images of another {known['experiment']} than the one at hand: move it away, then run it again")
+    return record
+
+
 def train_cell(experiment="grid_cnn_real_all",  # see `PROFILES`
                profile="smoke",   # 'smoke', 'cpu' or 'paper'
                dataset="phantom", # a name or folder that load_cxr knows
@@ -796,7 +808,8 @@ def train_cell(experiment="grid_cnn_real_all",  # see `PROFILES`
     """Train one classifier, write its record and return it; a finished record is returned as it is, without training.
 
     A run that was cut off goes on after its last round. ValueError: unknown experiment, profile or data set, negative seed, a
-    record of other settings, a recipe that the records do not choose (`check_choice`), a generator of other images; FileNotFoundError: the generator's weights are missing, and how to get them.
+    record of other settings or of a generator trained anew since, a recipe that the records do not choose (`check_choice`), a generator
+    of other images; FileNotFoundError: the generator's weights are missing, and how to get them.
     """
     settings, root = profile_settings(PROFILES, experiment, profile), results_root(out)
     seed_hash(seed, 0)
@@ -804,7 +817,7 @@ def train_cell(experiment="grid_cnn_real_all",  # see `PROFILES`
     if profile != "smoke":
         check_choice(experiment, profile, root)
         if (path / "run.json").exists():
-            return check_record(RunRecord.read(path))
+            return _same_generator(check_record(RunRecord.read(path)), generators or root)
     load = lambda split: load_cxr(dataset, split, settings.image_size, n=settings.images, progress=False)
     fitted, held_out = training_share(load("train"), settings.share, settings.validation)
     added = added_images(settings, fitted, profile, seed, generators or root)

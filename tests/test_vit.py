@@ -227,6 +227,21 @@ def test_what_added_images_look_like_is_kept(tmp_path):
     assert 'looks' not in v.train_cell('grid_cnn_duplicated_all', 'smoke', 'phantom', 0, root).metrics
 
 
+def test_a_generator_trained_anew_is_noticed(tmp_path):
+    root = tmp_path / 'results'
+    write_generator(root, 'fingerprint')
+    network, path = load_network('grid_gan_all', 'smoke', 0, root=root), runs_folder('grid_gan_all', 'smoke', 0, root) / 'generator.keras'
+    run = RunRecord('grid_cnn_gan_all', 'smoke', 0, {}, {}, {'generator': {'experiment': 'grid_gan_all', 'weights': weights_digest(network)}}, pd.DataFrame({'update': [0]}))
+    run.write(root)
+    assert v._same_generator(run, root) is run
+    network.set_weights([w + 0.1 for w in network.get_weights()])
+    network.save(path)
+    with pytest.raises(ValueError, match='grid_cnn_gan_all.smoke-seed0 was run with images of another grid_gan_all than the one at hand: move it away'):
+        v._same_generator(run, root)
+    path.unlink()
+    assert v._same_generator(run, root) is run
+
+
 def test_an_added_image_is_drawn_as_often_as_the_one_it_stands_for():
     "Otherwise images that look unlike their class, a generator's for instance, would be drawn more often than the duplicates they are compared with."
     fitted, _ = training_share(draw_phantom(160))
