@@ -671,13 +671,9 @@ def class_probabilities(model, images, batch_size=256):
     return e / e.sum(1, keepdims=True)
 
 # %% ../nbs/01_acgan.ipynb #426155be
-def _patients(dataset):
-    return [patient or f"image {i}" for i, patient in enumerate(dataset.patients)]
-
-
 def _scored(dataset, p):
     "Scores with intervals over patients, macro where there are several classes; images without a patient count as one each."
-    return classification_scores(dataset.labels, p, num_classes=p.shape[1], groups=_patients(dataset))
+    return classification_scores(dataset.labels, p, num_classes=p.shape[1], groups=dataset.groups)
 
 
 def choose_checkpoint(validation,   # {label (n,), patient (n,), called: {update: class numbers (n,) or a text of them}}
@@ -740,7 +736,7 @@ def _checkpoints(where):
 
 def _called(dataset, p):
     "What a record keeps of the classes called: label and patient of each image, and by checkpoint a text with a digit an image."
-    return {"label": dataset.labels, "patient": np.unique(_patients(dataset), return_inverse=True)[1],
+    return {"label": dataset.labels, "patient": np.unique(dataset.groups, return_inverse=True)[1],
             "called": {u: "".join(map(str, q.argmax(1))) for u, q in p.items()}}
 
 
@@ -811,7 +807,7 @@ def _generator_chosen(where):
 def _predicted(dataset, p):
     "What a record keeps of the predictions on up to 2,000 images, as `prediction_draws` takes it."
     if len(p) > 2_000: return None
-    return {"label": dataset.labels, "patient": np.unique(_patients(dataset), return_inverse=True)[1], "probability": np.round(p, 6)}
+    return {"label": dataset.labels, "patient": np.unique(dataset.groups, return_inverse=True)[1], "probability": np.round(p, 6)}
 
 
 def _study_balance(settings, sets, seed, where, folder, verbose):
@@ -851,7 +847,7 @@ def within_sources(dataset,        # CXRDataset with sources
         if len(present) < 2: continue
         part, p = dataset.subset(some), probabilities[some][:, present]
         y = np.searchsorted(present, part.labels)
-        scores = classification_scores(y, p / np.maximum(p.sum(1, keepdims=True), 1e-12), num_classes=len(present), groups=_patients(part))
+        scores = classification_scores(y, p / np.maximum(p.sum(1, keepdims=True), 1e-12), num_classes=len(present), groups=part.groups)
         found[source] = {"classes": [dataset.class_names[k] for k in present], "n": len(some), "commonest": float(np.bincount(y).max() / len(y)),
                          **{k: scores[k] for k in ("accuracy", "balanced_accuracy")}}
     return found

@@ -74,6 +74,11 @@ class CXRDataset:
         return self.images.shape[1]
 
     @property
+    def groups(self):
+        "The patient of each image, a list of n names; an image whose patient is unknown is one of its own."
+        return [patient or f'image {i}' for i, patient in enumerate(self.patients)]
+
+    @property
     def showable(self):
         "bool (n,): images that may be shown to anybody, drawn ones and those under CC BY without NC or ND; by the set's licence where no image's is known. Of a folder of your own, which has none, all."
         if not self.licences and not self.licence: return np.ones(len(self), bool)

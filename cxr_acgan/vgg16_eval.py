@@ -22,7 +22,8 @@ import keras
 import numpy as np
 import pandas as pd
 from keras import layers, ops
-from .adversarial import dtype_policy, fit_arguments, generate_classes, open_run, profile_settings, seed_hash, seeded
+from .adversarial import (dtype_policy, fit_arguments, generate_classes, open_run, profile_settings, save_whole, seed_hash, seed_masks,
+                                   seeded)
 from .data import CXRDataset, load_cxr, split_by_patient, training_share
 from .features import image_features
 from .metrics import (classification_scores, frechet_distance, inception_score, intra_frechet_distance, kernel_distance,
@@ -128,17 +129,6 @@ def _compiled(settings, num_classes, seed):
                   "binary_crossentropy" if num_classes == 2 else "sparse_categorical_crossentropy")
     return model
 
-def _set_dropout(model, seed, epoch):
-    "Make the masks of the coming epoch a function of seed and epoch."
-    states = [v for v in model.non_trainable_variables if v.name == "seed_generator_state"]
-    for i, state in enumerate(states):
-        state.assign(np.array([seed_hash(seed, i), epoch << 20], dtype=state.dtype))
-
-def _save(save, path, suffix):
-    "Write a file that appears whole or not at all."
-    part = path.with_name("part" + suffix)
-    save(part)
-    part.replace(path)
 
 # %% ../nbs/04_vgg16_eval.ipynb #8a89d475
 def fit_classifier(train,       # (images uint8 (n, h, w, 1), labels int (n,))
@@ -173,14 +163,14 @@ def _epochs(train, validation, settings, num_classes, seed, folder, verbose):
     while len(rows) < settings.epochs and not (rows and best_epoch([r["val_loss"] for r in rows], settings.patience)[1]):
         epoch, start = len(rows), time.perf_counter()
         order = np.random.default_rng(seed_hash(seed, 4000 + epoch)).permutation(len(labels))
-        _set_dropout(model, seed, epoch)
+        seed_masks(model, seed, epoch)
         logs = model.fit(**fit_arguments(images[order], labels[order], None, settings.batch_size, validation), shuffle=False,
                          verbose=verbose).history
         rows.append({"epoch": epoch, **{k: v[0] for k, v in logs.items()}, "seconds": time.perf_counter() - start})
-        _save(lambda path: path.write_text(json.dumps(rows)), folder / "epochs.json", ".json")
+        save_whole(lambda path: path.write_text(json.dumps(rows)), folder / "epochs.json")
         if best_epoch([r["val_loss"] for r in rows], settings.patience)[0] == epoch:
-            _save(model.save_weights, folder / "best.weights.h5", ".weights.h5")
-        _save(model.save, folder / "last.keras", ".keras")
+            save_whole(model.save_weights, folder / "best.weights.h5")
+        save_whole(model.save, folder / "last.keras")
     model.load_weights(folder / "best.weights.h5")
     return model, pd.DataFrame(rows)
 
@@ -227,16 +217,11 @@ def _named(real, num_classes, size):
     return real
 
 
-def _groups(dataset):
-    "The patient of each image; an image whose patient is unknown is one of its own."
-    return [patient or f"image {i}" for i, patient in enumerate(dataset.patients)]
-
-
 def _tested(model, real):
     "Probabilities and scores on each test set."
     probabilities = {name: model.predict(**fit_arguments(tested.images, batch_size=256), verbose=0) for name, tested in real.items()}
     return probabilities, {name: classification_scores(tested.labels, probabilities[name], num_classes=tested.num_classes,
-                                                       groups=_groups(tested)) for name, tested in real.items()}
+                                                       groups=tested.groups) for name, tested in real.items()}
 
 # %% ../nbs/04_vgg16_eval.ipynb #5a7c8a4f
 ADULTS = ("cohen", "fig1", "actmed", "raddb")  # sources of covidx without Kermany's children
@@ -329,7 +314,7 @@ def _same_training(record, what, fingerprint, source, generators):
 
 def _predictions(tested, probabilities):
     "Of each image: label, a number for the patient, and the probability to float32's seven digits."
-    return {"label": tested.labels, "patient": np.unique(_groups(tested), return_inverse=True)[1],
+    return {"label": tested.labels, "patient": np.unique(tested.groups, return_inverse=True)[1],
             "probability": np.vectorize(lambda p: float(f"{p:.7g}"))(np.squeeze(probabilities))}
 
 

@@ -23,7 +23,8 @@ import keras
 import numpy as np
 import pandas as pd
 from keras import layers, ops
-from .adversarial import dtype_policy, fit_arguments, generate_classes, open_run, profile_settings, seed_hash, seeded
+from .adversarial import (dtype_policy, fit_arguments, generate_classes, open_run, profile_settings, save_whole, seed_hash, seed_masks,
+                                   seeded)
 from .data import augment_classic, load_cxr, preprocess, training_share
 from .metrics import _weighted_auc, classification_scores
 from .results import RunRecord, image_sheet, load_network, load_runs, record_images, results_root, runs_folder, weights_digest
@@ -617,13 +618,6 @@ def _round(pool, settings, seed, number):
     return changed, np.eye(num_classes, dtype="float32")[labels[index]]
 
 # %% ../nbs/05_vit_attention.ipynb #4fa4529e
-def _set_seeds(model, seed, number):
-    "Make the masks of the coming round a function of seed and round."
-    states = [v for v in model.non_trainable_variables if v.name == "seed_generator_state"]
-    for i, state in enumerate(states):
-        state.assign(np.array([seed_hash(seed, i), number << 20], dtype=state.dtype))
-
-
 def fit_cell(pool,        # (images uint8 (n, h, w, 1), labels (n,), odds (n,) or None, number of classes)
              validation,  # (images, labels)
              settings,    # CellSettings
@@ -640,7 +634,7 @@ def fit_cell(pool,        # (images uint8 (n, h, w, 1), labels (n,), odds (n,) o
     model = model or build_cell(settings, pool[3], seed)
     for number in range(len(rows), settings.rounds):
         start, clock = time.perf_counter(), time.process_time()
-        _set_seeds(model, seed, number)
+        seed_masks(model, seed, number)
         x, y = _round(pool, settings, seed, number)
         loss = model.fit(**fit_arguments(x, y, batch_size=settings.batch_size), shuffle=False, verbose=verbose).history["loss"][0]
         seconds, cpu = time.perf_counter() - start, time.process_time() - clock
@@ -649,16 +643,10 @@ def fit_cell(pool,        # (images uint8 (n, h, w, 1), labels (n,), odds (n,) o
         rows.append({"update": int(model.optimizer.iterations), "loss": loss, "val_loss": float(val_loss),
                      "val_auc": weighted_auc(validation[1], p), "seconds": seconds, "cpu_seconds": cpu})
         if folder:
-            _save(lambda path: path.write_text(json.dumps(rows)), folder / "rounds.json", ".json")
-            _save(model.save, folder / "last.keras", ".keras")
+            save_whole(lambda path: path.write_text(json.dumps(rows)), folder / "rounds.json")
+            save_whole(model.save, folder / "last.keras")
     return model, pd.DataFrame(rows)
 
-
-def _save(save, path, suffix):
-    "Write a file that appears whole or not at all."
-    part = path.with_name("part" + suffix)
-    save(part)
-    part.replace(path)
 
 # %% ../nbs/05_vit_attention.ipynb #c8d4efab
 def check_record(record):  # RunRecord of one of `PROFILES`
@@ -742,11 +730,6 @@ def check_choice(experiment, profile, root=None):
 RESTS_ON = {"grid_cnn_": "cnn", "grid_vit_": "vit", "preprocess_": "cnn", "recipe_128_cnn": "cnn", "recipe_128_vit": "vit", "best_128": "128"}
 
 # %% ../nbs/05_vit_attention.ipynb #2c2ee2f3
-def _groups(dataset):
-    "The patient of each image; an image whose patient is unknown is one of its own."
-    return [patient or f"image {i}" for i, patient in enumerate(dataset.patients)]
-
-
 def _validated(p, held_out, framing):
     "Threshold, scores (plain and under the overlap weights) and predictions on validation patients."
     y, weights = held_out.labels, framing(held_out.images, held_out.labels)
@@ -759,13 +742,13 @@ def _validated(p, held_out, framing):
 def _predictions(p, data):
     "What scores are computed from: label, patient (a number) and probability of each image."
     p = p[:, 1] if p.shape[1] == 2 else p
-    return {"label": data.labels, "patient": np.unique(_groups(data), return_inverse=True)[1], "probability": np.round(p.astype(float), 5)}
+    return {"label": data.labels, "patient": np.unique(data.groups, return_inverse=True)[1], "probability": np.round(p.astype(float), 5)}
 
 
 def _tested(p, test, threshold):
     "Scores and calibration on one set."
     p = p[:, 1] if p.shape[1] == 2 else p
-    scores = classification_scores(test.labels, p, 0.5 if threshold is None else threshold, test.num_classes, groups=_groups(test))
+    scores = classification_scores(test.labels, p, 0.5 if threshold is None else threshold, test.num_classes, groups=test.groups)
     return scores, calibration(test.labels, p, min(10, len(test)))
 
 

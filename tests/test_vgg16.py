@@ -81,7 +81,7 @@ def test_the_rule_is_keras_own(tmp_path):
     stop.on_train_begin()
     for epoch in range(settings.epochs):
         order = np.random.default_rng(v.seed_hash(3, 4000 + epoch)).permutation(32)
-        v._set_dropout(theirs, 3, epoch)
+        v.seed_masks(theirs, 3, epoch)
         logs = theirs.fit(train[0][order], train[1][order], batch_size=16, shuffle=False, validation_data=validation, verbose=0).history
         stop.on_epoch_end(epoch, {'val_loss': logs['val_loss'][0]})
         if theirs.stop_training: break
