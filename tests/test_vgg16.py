@@ -53,16 +53,16 @@ def test_resumed_in_the_middle(tmp_path, monkeypatch):
     part = lambda n: (rng.integers(0, 256, (n, 32, 32, 1), dtype=np.uint8), rng.integers(0, 2, n))
     train, validation = part(32), part(16)
     whole = v.fit_classifier(train, validation, TINY)[0].get_weights()
-    save = v._save
+    save = v.save_whole
     for name in ('epochs.json', 'best.weights.h5', 'last.keras'):
         folder = tmp_path / name
         folder.mkdir()
-        def dies(write, path, suffix, name=name):
+        def dies(write, path, name=name):
             if path.name == name: raise KeyboardInterrupt
-            save(write, path, suffix)
-        monkeypatch.setattr(v, '_save', dies)
+            save(write, path)
+        monkeypatch.setattr(v, 'save_whole', dies)
         with pytest.raises(KeyboardInterrupt): v.fit_classifier(train, validation, TINY, folder=folder)
-        monkeypatch.setattr(v, '_save', save)
+        monkeypatch.setattr(v, 'save_whole', save)
         model, history = v.fit_classifier(train, validation, TINY, folder=folder)
         assert history.epoch.tolist() == [0, 1]
         assert all(np.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(whole, model.get_weights()))

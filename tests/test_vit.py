@@ -150,17 +150,17 @@ def test_augmentation_keeps_images_and_sharpness():
 @pytest.mark.parametrize('killed', ['last.keras', None])
 def test_resumed_in_the_middle(killed, pool, trained, tmp_path, monkeypatch):
     "Killed between the two files of the first round's backup, or in the second round: the resumed run is the whole one."
-    valid, save, make = squares(32, seed=1)[:2], v._save, v._round
-    def dies(write, path, suffix):
+    valid, save, make = squares(32, seed=1)[:2], v.save_whole, v._round
+    def dies(write, path):
         if path.name == killed: raise KeyboardInterrupt
-        save(write, path, suffix)
+        save(write, path)
     def dies_late(pool, settings, seed, number):
         if number and not killed: raise KeyboardInterrupt
         return make(pool, settings, seed, number)
-    monkeypatch.setattr(v, '_save', dies)
+    monkeypatch.setattr(v, 'save_whole', dies)
     monkeypatch.setattr(v, '_round', dies_late)
     with pytest.raises(KeyboardInterrupt): v.fit_cell(pool, valid, TINY, folder=tmp_path)
-    monkeypatch.setattr(v, '_save', save)
+    monkeypatch.setattr(v, 'save_whole', save)
     monkeypatch.setattr(v, '_round', make)
     model, history = v.fit_cell(pool, valid, TINY, folder=tmp_path)
     assert np.allclose(history.val_loss, trained[1].val_loss, rtol=1e-3)
