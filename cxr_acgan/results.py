@@ -70,7 +70,7 @@ def environment():
 
 # %% ../nbs/foundations/results.ipynb #9b475f38
 def device_name():
-    "The processor with its number of cores, or the accelerators that the running backend sees."
+    "The processor with the number of cores that this process may use, or the accelerators that the running backend sees."
     tf, jax, torch = (sys.modules.get(name) for name in ("tensorflow", "jax", "torch"))
     if torch and torch.cuda.is_available():
         return torch.cuda.get_device_name()
@@ -83,7 +83,8 @@ def device_name():
         name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {cores} core{'s' * (cores != 1)}"
 
 # %% ../nbs/foundations/results.ipynb #4ad850f5
 def commit_name():

@@ -2,6 +2,7 @@
 import csv
 import html
 import json
+import os
 import re
 import time
 from collections import defaultdict
@@ -13,7 +14,7 @@ import pytest
 
 from cxr_acgan.ledger import (AUDITS, DOCUMENTS, VERDICTS, Claim, ClaimsTable, answer, claims_table, evaluate, judge, ledger_chart,
                               ledger_summary, load_claims, num, verdict)
-from cxr_acgan.results import RunRecord
+from cxr_acgan.results import RunRecord, device_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPERS = ROOT / 'nbs' / 'papers'
@@ -452,3 +453,13 @@ def test_numbers_said_to_be_printed_are(documents):
             if kind != 'document': continue
             written = {number, f'{float(number):g}', f'{float(number):.4f}', f'{float(number) / 100:g}'}  # 1e-4 as 0.0001, 94 % as 0.94
             assert any(re.search(rf'(?<![\d.]){re.escape(w)}(?!\d)', text) for w in written), f'{page}, {number} is not in the document'
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no processor affinity")
+def test_a_record_counts_the_cores_that_its_run_could_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {5})
+    if "core" not in device_name():
+        pytest.skip("an accelerator is named in the processor's place")
+    assert device_name().endswith(", 1 core")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 5, 6})
+    assert device_name().endswith(", 3 cores")
