@@ -498,11 +498,12 @@ def _judge(scores, neighbours, source, patients, calibration, rate, level):
         raise ValueError(f'{len(held_out)} held-out images cannot set a false-alarm rate of {rate}: give more or raise the rate')
     threshold = float(np.sort(held_out)[rank - 1])
     share = lambda values: _share(values > threshold, level)
-    return {**share(scores['generated']), 'threshold': threshold, 'false_alarm_rate': rate,
+    unseen = {'unseen': share(scores['unseen'])} if 'unseen' in scores else {}
+    return {**share(scores['generated']), **unseen, 'threshold': threshold, 'false_alarm_rate': rate,
             'calibration': {'n': len(held_out), 'patients': len(set(patients[calibration]))},
             'false_alarms': {**share(scores['held_out'][judged]), 'patients': len(set(patients[judged]))},
             'controls': {kind: {**share(scores[kind]), 'source_named': float((neighbours[kind] == source).mean())}
-                         for kind in scores if kind not in ('generated', 'held_out')}}
+                         for kind in scores if kind not in ('generated', 'held_out', 'unseen')}}
 
 # %% ../nbs/foundations/metrics.ipynb #b8e3e989
 def _patient_names(patients):
@@ -537,12 +538,13 @@ def memorisation_report(
     k=50,                    # candidates of copy_scores
     level=0.95,              # of Wilson's intervals
     seed=0,                  # of the halves, the controls and the copies
+    unseen=None,             # what the generator makes of images that it has not seen, where it can: a VAE's reconstructions
 ):                           # dict, JSON-able, see below
     """Generated images that are near-copies of training images, with false alarms and positive controls measured.
 
     n, flagged, rate, low, high: the share above `threshold` and its interval. false_alarms, controls[kind]: the same for held-out
     images and for planted copies, where source_named is the share whose training image was named. median_score: of generated and
-    held_out images. closest: indices `generated` and `train`, and `score`, best first. features: None, or all of this with minus
+    held_out images. unseen: the share of those images, if given. closest: indices `generated` and `train`, and `score`, best first. features: None, or all of this with minus
     the distance as score, and `agreement`, the share of generated images that have the same neighbour in both spaces. ValueError
     for other than uint8 images of one size, held-out patients in the training set, or too few held-out images.
     """
@@ -550,13 +552,13 @@ def memorisation_report(
         raise ValueError('false_alarm_rate must lie between 0 and 1, controls be >= 1, closest and seed >= 0, '
                          f'got {false_alarm_rate}, {controls}, {closest} and {seed}')
     wilson_interval(0, 1, level)                                                # a level out of range is an error before the work
-    given = {'generated': generated, 'train': train, 'held_out': held_out}
+    given = {'generated': generated, 'train': train, 'held_out': held_out, **({} if unseen is None else {'unseen': unseen})}
     sizes = {name: _gray_images(x, name, 16).shape[1:] for name, x in given.items()}
     if len(set(sizes.values())) > 1: raise ValueError(f'the images differ in size, {sizes}: resize them to one')
     k = _whole('k', k, 1)
     patients, calibration = _held_out_halves(held_out_patients, train_patients, len(held_out), seed)
     source = np.random.default_rng(seed).permutation(len(train))[:controls]
-    sets = {'generated': generated, 'held_out': held_out, **plant_copies(np.asarray(train)[source], seed, generated)}
+    sets = {name: x for name, x in given.items() if name != 'train'} | plant_copies(np.asarray(train)[source], seed, generated)
     ends = np.cumsum([len(x) for x in sets.values()])[:-1]
     by_set = lambda values: dict(zip(sets, np.split(values, ends)))
     def verdict(scores, neighbours):

@@ -29,6 +29,7 @@ from .features import image_features
 from .metrics import (classification_scores, frechet_distance, inception_score, intra_frechet_distance, kernel_distance,
                                memorisation_report, ms_ssim_diversity, precision_recall, score_differences, tsne_embedding, wilson_interval)
 from .results import RunRecord, image_sheet, load_network, load_runs, mean_interval, results_root, runs_folder, thumbnail_places, weights_digest
+from .vae import VAE, reconstruct_images
 
 # %% ../nbs/04_vgg16_eval.ipynb #8d13a107
 def vgg16_classifier(image_size=64,  # pixels, at least 32
@@ -486,7 +487,7 @@ def measure_images(experiment="singh",  # whose generator; 'real': the baseline,
     """Measure a trained generator and write the record `quality_<experiment>`; a finished record is returned as it is.
 
     metrics: `half` (as many images as half of the training patients have, against the other half), `train` (n images against
-    all training images), `memorisation`, `tsne`, `seconds`; of real images `half` and `test` (test against training images).
+    all training images), `memorisation` (of a VAE with its reconstructions of the test images as `unseen`), `tsne`, `seconds`; of real images `half` and `test` (test against training images).
     FileNotFoundError: no weights; ValueError: a record made with other settings or data, data that the generator was not
     trained on, and as of `load_cxr` and `image_quality`.
     """
@@ -506,7 +507,7 @@ def measure_images(experiment="singh",  # whose generator; 'real': the baseline,
         raise ValueError(f"{experiment} was trained on other images than {dataset}: give the data set it was trained on")
     settings = {"generator": experiment, "n": None if real else n, "space": space, "image_size": size, "identity": identity,
                 "controls": None if real else controls, "backend": keras.backend.backend()}
-    metrics, sheets = _measure_real(train, test, space, seed) if real else _measure_generator(generator, train, test, n, space, seed, controls)
+    metrics, sheets = _measure_real(train, test, space, seed) if real else _measure_generator(generator, train, test, n, space, seed, controls, _decoded(experiment, profile, seed, root, generator, test))
     metrics["seconds"] = time.perf_counter() - start
     history = pd.DataFrame([{"set": k, "n": metrics[k]["n"], "frechet_distance": metrics[k]["frechet_distance"]}
                             for k in ("half", "train", "test") if k in metrics])
@@ -531,12 +532,19 @@ def _measure_real(train, test, space, seed):
             "test": image_quality(test.images, test.labels, train, space, seed)}, {}
 
 
-def _measure_generator(generator, train, test, n, space, seed, controls):
+def _decoded(experiment, profile, seed, root, generator, test):
+    "Reconstructions of the test images, uint8, by a VAE, whose decoder is the generator; None for a generator without an encoder."
+    if not (runs_folder(experiment, profile, seed, root) / "encoder.keras").exists():
+        return None
+    return reconstruct_images(VAE(load_network(experiment, profile, seed, "encoder", root), generator), test.images, test.labels)
+
+
+def _measure_generator(generator, train, test, n, space, seed, controls, unseen=None):
     "Numbers, and two sheets: the closest pairs (generated above, training image below, black where its licence does not let it be shown), and some images of the t-SNE map."
     images, labels = labelled_images(generator, n, seed, np.bincount(train.labels, minlength=train.num_classes) / len(train))
     half, other = split_by_patient(train, 0.5, seed)
     some = slice(min(len(half), n))
-    memorised = memorisation_report(images, train.images, test.images, test.patients, train.patients, seed=seed, controls=controls,
+    memorised = memorisation_report(images, train.images, test.images, test.patients, train.patients, seed=seed, controls=controls, unseen=unseen,
                                     features=lambda x: image_features(x, space))
     pairs = memorised["closest"]
     closest = np.concatenate([images[pairs["generated"]], train.shown(pairs["train"])])

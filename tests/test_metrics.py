@@ -423,7 +423,10 @@ def test_memorisation_report_on_the_phantom(chests):
     assert r['calibration']['n'] + r['false_alarms']['n'] == 240 and 115 <= r['calibration']['n'] <= 120
     assert all(c['n'] == 20 and (c['rate'] >= 0.9 or 'regrained' in kind) for kind, c in r['controls'].items()) and r['false_alarms']['rate'] <= 0.05
     assert r['features']['controls']['recompressed']['rate'] == 1 and 0 <= r['features']['agreement'] <= 1
-    assert r['median_score']['generated'] > r['median_score']['held_out'] and r['features']['threshold'] < 0
+    assert r['median_score']['generated'] > r['median_score']['held_out'] and r['features']['threshold'] < 0 and 'unseen' not in r
+    few, many = (memorisation_report(fresh, chests, held_out.images, held_out.patients, controls=5, unseen=x) for x in (fresh, chests[:30]))
+    assert few['unseen']['flagged'] == few['flagged'] <= 8 and (many['unseen']['flagged'], many['unseen']['n']) == (30, 30)
+    assert few['threshold'] == many['threshold'] == r['threshold'] and set(few['controls']) == set(r['controls'])
 
 
 def test_memorisation_on_kermany(cxr_data):

@@ -13,7 +13,8 @@ from cxr_acgan.acgan import acgan_generator  # noqa: E402
 from cxr_acgan.adversarial import open_run  # noqa: E402
 from cxr_acgan.data import load_cxr  # noqa: E402
 from cxr_acgan.metrics import scores_from_confusion  # noqa: E402
-from cxr_acgan.results import RunRecord, runs_folder, sheet_images  # noqa: E402
+from cxr_acgan.results import RunRecord, load_network, runs_folder, sheet_images  # noqa: E402
+from cxr_acgan.vae import VAE, reconstruct_images, train_vae  # noqa: E402
 
 TINY = replace(v.PAPER, images=40, image_size=32, epochs=2, batch_size=16, learning_rate=1e-3)
 
@@ -207,6 +208,17 @@ def test_sheets_show_no_image_that_may_not_be_shown():
     assert [bool(x.any()) for x in beside] == closed.showable[found['memorisation']['closest']['train']].tolist()
     some = np.random.default_rng(v.seed_hash(0, 5000)).permutation(160)[:128]
     assert all(i >= 128 or closed.showable[some[i]] for i in found['tsne']['shown']) and len(found['tsne']['shown']) > 5
+
+
+def test_reconstructions_of_unseen_images_beside_a_vaes_samples(tmp_path):
+    train_vae('vae', 'smoke', 'phantom', 0, tmp_path / 'results')
+    found = v.measure_images('vae', 'smoke', 'phantom', 0, tmp_path / 'results', n=64, controls=4).metrics['memorisation']
+    test = load_cxr('phantom', 'test', 64, progress=False)
+    assert found['unseen']['n'] == len(test) == found['features']['unseen']['n'] and found['n'] == 64
+    vae = VAE(*(load_network('vae', 'smoke', 0, name, tmp_path / 'results') for name in ('encoder', 'generator')))
+    again = v.memorisation_report(test.images[:8], load_cxr('phantom', 'train', 64, progress=False).images, test.images, test.patients, controls=1,
+                                  unseen=reconstruct_images(vae, test.images, test.labels))
+    assert again['unseen'] == found['unseen']
 
 
 def test_generators_quality_against_a_known_one(tmp_path):
