@@ -571,7 +571,8 @@ def evaluate_command(
             print(f'{key:>6}  {name} {found["frechet_distance"]:.3f}  precision {found["precision"]:.3f}  recall {found["recall"]:.3f}  '
                   f'coverage {found["coverage"]:.3f}  MS-SSIM {found["ms_ssim"]["mean"]:.3f}  n {found["n"]} against {found["n_reference"]}')
     copies = record.metrics.get('memorisation')
-    if copies: print(f'copies  {copies["flagged"]} of {copies["n"]} images')
+    unseen = copies.get('unseen') if copies else None
+    if copies: print(f'copies  {copies["flagged"]} of {copies["n"]} images' + (f', {unseen["flagged"]} of {unseen["n"]} reconstructions of unseen ones' if unseen else ''))
     print(record.path)
 
 
