@@ -544,9 +544,9 @@ def memorisation_report(
 
     n, flagged, rate, low, high: the share above `threshold` and its interval. false_alarms, controls[kind]: the same for held-out
     images and for planted copies, where source_named is the share whose training image was named. median_score: of generated and
-    held_out images. unseen: the share of those images, if given. closest: indices `generated` and `train`, and `score`, best first. features: None, or all of this with minus
-    the distance as score, and `agreement`, the share of generated images that have the same neighbour in both spaces. ValueError
-    for other than uint8 images of one size, held-out patients in the training set, or too few held-out images.
+    held_out images. unseen: the share of those images, if given. closest: indices `generated` and `train`, and `score`, best first.
+    features: None, or all of this with minus the distance as score, and `agreement`, the share of generated images that have the
+    same neighbour in both spaces. ValueError for other than uint8 images of one size, held-out patients in the training set, or too few held-out images.
     """
     if not 0 < false_alarm_rate < 1 or controls < 1 or closest < 0 or seed < 0:
         raise ValueError('false_alarm_rate must lie between 0 and 1, controls be >= 1, closest and seed >= 0, '
