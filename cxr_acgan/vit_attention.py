@@ -120,7 +120,7 @@ class SelfAttention(layers.Layer):
     def call(self, tokens):
         _, t, d = tokens.shape
         x = ops.reshape(self.qkv(tokens), (-1, t, 3, self.num_heads, d // self.num_heads))
-        q, k, v = (ops.transpose(x[:, :, i], (0, 2, 1, 3)) for i in range(3))
+        q, k, v = ops.unstack(ops.transpose(x, (2, 0, 3, 1, 4)))
         values, weights = attention(q, k, v)
         return self.projection(ops.reshape(ops.transpose(values, (0, 2, 1, 3)), (-1, t, d))), weights
 
