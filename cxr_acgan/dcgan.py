@@ -7,9 +7,10 @@ __all__ = ['NOORI', 'SHORT', 'PNEUMONIA', 'SMOKE', 'CONFLICT', 'EXPERIMENTS', 'P
            'dcgan_discriminator', 'DCGAN', 'DCGANSettings', 'dcgan_settings', 'build_dcgan', 'normal_noise',
            'interpolate_noise', 'load_images', 'probability_of_real', 'discriminator_report', 'printed_fit',
            'finish_dcgan', 'finish_diverged', 'train_dcgan', 'sample_dcgan', 'quality_over_epochs', 'measure_dcgan',
-           'plot_quality']
+           'epochs_of', 'plot_quality']
 
 # %% ../nbs/02_dcgan.ipynb #89f86771
+import math
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
@@ -451,7 +452,7 @@ def measure_dcgan(experiment="noori", profile="cpu",
     metrics = quality_over_epochs(folder, train, test, space, seed=seed, **options)
     features = [image_features(x, space) for x in (images, train.images)]
     metrics["train"] = _quality_row(images, *features, subsets=100, seed=seed)
-    history = pd.DataFrame([_history_row(row, settings.batch_size / len(train)) for row in metrics["epochs"]])
+    history = pd.DataFrame([_history_row(row) for row in metrics["epochs"]])
     run = {"generator": experiment, "n": n, "space": space, "image_size": settings.image_size, "identity": identity,
            "backend": keras.backend.backend()}
     record = RunRecord(name, profile, seed, run, train.describe(), metrics, history, time.perf_counter() - start)
@@ -471,12 +472,18 @@ def _same_measures(record, experiment, profile, seed, root, train, n):
     return record
 
 
-def _history_row(row, epochs_an_update):
-    return {"update": row["update"], "epoch": row["update"] * epochs_an_update,
-            **{k: row[k] for k in ("frechet_distance", "precision", "recall", "density", "coverage")},
+def _history_row(row):
+    return {**{k: row[k] for k in ("update", "frechet_distance", "precision", "recall", "density", "coverage")},
             "kernel_distance": row["kernel_distance"]["mean"], "ms_ssim": row["ms_ssim"]["mean"], "copies": row["copies"]["rate"]}
 
 # %% ../nbs/02_dcgan.ipynb #eb8b0129
+def epochs_of(run,       # record of train_dcgan or of measure_dcgan
+              updates):  # array
+    "Updates in epochs of the training: one is as many batches as see n images, the last perhaps in part; float array."
+    batch_size = dcgan_settings(run.settings.get("generator", run.experiment), run.profile).batch_size
+    return np.asarray(updates) / math.ceil(run.dataset["n"] / batch_size)
+
+
 def plot_quality(runs,        # records of measure_dcgan; [] draws empty panels
                  width=7.5):  # inches
     "Quality over epochs, a line a run, and dashed that of real images of other patients; returns the matplotlib figure."
@@ -486,7 +493,7 @@ def plot_quality(runs,        # records of measure_dcgan; [] draws empty panels
     figure, axes = plt.subplots(2, 3, figsize=(width, 4.6), facecolor="white", layout="constrained")
     for axis, (key, title) in zip(axes.flat, panels.items()):
         for i, run in enumerate(runs):
-            axis.plot(run.history.epoch, run.history[key], "o-", ms=3, lw=1.2, color=f"C{i}",
+            axis.plot(epochs_of(run, run.history["update"]), run.history[key], "o-", ms=3, lw=1.2, color=f"C{i}",
                       label=f"{run.settings['generator']}, seed {run.seed}")
             real = run.metrics["real"]["patients"] | {"copies": run.metrics["memorisation"]["false_alarms"]["rate"]}
             value = real[key]["mean"] if isinstance(real[key], dict) else real[key]

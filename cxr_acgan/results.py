@@ -398,7 +398,7 @@ def plot_losses(runs,     # records; [] draws the printed values alone
                 width=7.5):    # inches
     "One panel a title with a thin line for each run and a thick one for their mean; returns the matplotlib figure."
     import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(1, len(panels), figsize=(width, 2.9), squeeze=False, facecolor="white", layout="constrained")
+    figure, axes = plt.subplots(1, len(panels), figsize=(width, 3.3), squeeze=False, facecolor="white", layout="constrained")
     for axis, (title, columns) in zip(axes.flat, panels.items()):
         for i, (column, label) in enumerate(columns.items()):
             for run in runs:
@@ -406,11 +406,12 @@ def plot_losses(runs,     # records; [] draws the printed values alone
                           label=None if runs[1:] else label)
             if runs[1:]:
                 mean = pd.concat([run.history for run in runs]).groupby("update")[column].mean()
-                axis.plot(mean.index, mean, color=f"C{i}", lw=1.4, label=f"{label}, mean of {len(runs)} seeds")
+                axis.plot(mean.index, mean, color=f"C{i}", lw=1.4, label=label)
             points = (printed or {}).get(column, {})
             axis.plot(list(points), list(points.values()), "X", color=f"C{i}", mec="black", ms=9, label=f"{label}, printed" if points else None)
-        axis.set(title=title if runs else f"{title} (not run)", xlabel="update", ylim=(0, None))
-        axis.legend(fontsize=9)
+        axis.set(xlabel="update", ylim=(0, None))
+        axis.set_title(title + (f", mean of {len(runs)} seeds" if runs[1:] else "" if runs else " (not run)"), fontsize=10)
+        axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))  # below: on the axes it would hide a printed value
     return figure
 
 # %% ../nbs/foundations/results.ipynb #e7095499

@@ -345,3 +345,10 @@ def test_printed_fit_looks_at_the_second_half():
     assert fit["rises"] == 1
     losses["d_fake_after"] = losses["d_fake_before"]
     assert dcgan.printed_fit(losses)["rises"] == 0
+
+
+@pytest.mark.parametrize("experiment, n, updates, epochs", [("noori", 5216, 10_500, 100), ("noori_pneumonia", 3875, 3_900, 50)])
+def test_an_epoch_is_as_many_batches_as_see_every_image(experiment, n, updates, epochs):
+    for name, settings in ((experiment, {}), (f"quality_{experiment}", {"generator": experiment})):
+        run = RunRecord(name, "cpu", 0, settings, {"n": n}, {}, None, 0.0)
+        assert dcgan.epochs_of(run, [0, updates]).tolist() == [0, epochs]
