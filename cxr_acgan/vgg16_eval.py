@@ -80,7 +80,7 @@ def labelled_images(generator,  # keras.Model: noise and one-hot labels -> image
 class VGG16Settings:
     "Everything that defines a run."
     generator: str = "singh"    # experiment whose images are trained on; "": the real training images
-    images: int = 30_000        # generated; 0: the real ones, all of them
+    images: int = 30_000        # generated, or (without a generator) real; 0: all the real ones
     image_size: int = 64
     learning_rate: float = 1e-5
     batch_size: int = 64
@@ -289,7 +289,8 @@ def train_vgg16(experiment="vgg16_singh",  # see PROFILES
     settings, root = profile_settings(PROFILES, experiment, profile), results_root(out)
     seed_hash(seed, 0)
     path = root / experiment / f"{profile}-seed{seed}"
-    train = load_cxr(dataset, "train", settings.image_size, progress=False)
+    n = None if settings.generator else settings.images or None
+    train = load_cxr(dataset, "train", settings.image_size, n=n, progress=False)
     what, source = asdict(settings) | {"backend": keras.backend.backend()}, (settings.generator, profile, seed)
     if (path / "run.json").exists() and profile != "smoke":
         return _same_training(RunRecord.read(path), what, train.fingerprint, source, generators or root)

@@ -111,7 +111,7 @@ def test_record_and_smoke(tmp_path):
     found, predicted = read.metrics['scores']['test'], read.metrics['predictions']['test']
     assert np.mean((np.array(predicted['probability']) >= 0.5) == predicted['label']) == pytest.approx(found['accuracy']['value'])
     assert roc_auc_score(predicted['label'], predicted['probability']) == pytest.approx(found['auc']['value'])
-    assert read.metrics['generator'] is None and read.metrics['fitted'] < read.dataset['n']
+    assert read.metrics['generator'] is None and read.metrics['fitted'] < read.dataset['n'] == read.settings['images']
     assert len(set(predicted['patient'])) == read.metrics['sets']['test']['patients']
     assert scores_from_confusion(found['confusion'])['recall'] == found['recall']['value']
     assert sorted(p.name for p in runs_folder('vgg16_real', 'smoke', 0, tmp_path / 'results').iterdir()) == ['classifier.keras', 'training.json']
