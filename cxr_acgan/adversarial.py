@@ -143,17 +143,16 @@ class BackendModel(keras.Model):
     def _value_and_grad_jax(self, total, variables):
         import jax
         chosen = {id(v) for v in variables}
-        held = [v for v in self.variables if id(v) not in chosen]
-        changing = [v for v in self.non_trainable_variables if id(v) not in chosen]
+        held = [v for v in (*self.variables, *getattr(self.optimizer, "variables", ())) if id(v) not in chosen]
         present = [(v, v.value) for v in held]
 
         def pure(values):
             with keras.StatelessScope(state_mapping=[*zip(variables, values), *present]) as scope:
                 loss, parts = total()
-            return loss, (parts, [scope.get_current_value(v) for v in changing])
+            return loss, (parts, [scope.get_current_value(v) for v in held])
 
         (_, (parts, changed)), gradients = jax.value_and_grad(pure, has_aux=True)([v.value for v in variables])
-        for variable, value in zip(changing, changed):
+        for variable, value in zip(held, changed):
             variable.assign(value)
         return parts, gradients
 
@@ -258,6 +257,10 @@ class AdversarialModel(BackendModel):
         "The generator's losses and metrics, a dictionary of float32 scalars."
         raise NotImplementedError("a GAN gives the losses of its generator in `g_losses`")
 
+    def take_turns(self, batch, turn):
+        "The update of D, then that of G: the logs, a dictionary. `turn(losses, network)` makes one update and returns what `losses()` gave."
+        return turn(lambda: self.d_losses(batch), self.discriminator) | turn(lambda: self.g_losses(batch), self.generator)
+
     def draw_real(self):
         "Real images, float32 (batch_size, height, width, channels) in `value_range`, and labels int32 (batch_size,)."
         index = ops.cast(ops.floor(keras.random.uniform((self.batch_size,), seed=self.seed_generator)
@@ -289,12 +292,14 @@ class AdversarialModel(BackendModel):
 
     def _update(self, numbers):
         self.set_seed_states(ops.reshape(numbers, (-1,))[0])
-        batch, logs = self.draw(), {}
-        for losses, network, optimizer in ((self.d_losses, self.discriminator, self.optimizer.d_optimizer),
-                                           (self.g_losses, self.generator, self.optimizer.g_optimizer)):
-            values, gradients = self._value_and_grad(lambda: losses(batch), network)
+
+        def turn(losses, network):
+            values, gradients = self._value_and_grad(losses, network)
+            optimizer = self.optimizer.d_optimizer if network is self.discriminator else self.optimizer.g_optimizer
             self._apply(optimizer, gradients, network.trainable_variables)
-            logs.update(values)
+            return values
+
+        logs = self.take_turns(self.draw(), turn)
         for tracker in self.loss_trackers:
             tracker.update_state(logs[tracker.name])
         self.update.assign_add(1)

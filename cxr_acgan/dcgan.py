@@ -33,8 +33,8 @@ def _normal(mean=0.0):
     return keras.initializers.RandomNormal(mean, 0.02)
 
 
-def _batch_norm(momentum):
-    return layers.BatchNormalization(momentum=momentum, epsilon=1e-5, gamma_initializer=_normal(1.0))
+def _batch_norm(x):
+    return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, gamma_initializer=_normal(1.0))(x)
 
 
 def _widths(image_size, width):
@@ -60,7 +60,7 @@ def dcgan_generator(latent_dim=100,  # width of the noise
         how = dict(strides=2, padding="same") if i else dict(strides=1, padding="valid")
         x = layers.Conv2DTranspose(filters, 4, **how, use_bias=False, kernel_initializer=_normal())(x)
         if batch_norm:
-            x = _batch_norm(0.9**0.5)(x)
+            x = _batch_norm(x)
         x = layers.ReLU()(x)
     x = layers.Conv2DTranspose(channels, 4, strides=2, padding="same", use_bias=False, kernel_initializer=_normal())(x)
     x = layers.Activation("tanh", dtype="float32")(x)
@@ -81,7 +81,7 @@ def dcgan_discriminator(image_size=64,  # pixels; a power of two
     for i, filters in enumerate(reversed(_widths(image_size, width))):
         x = layers.Conv2D(filters, 4, strides=2, padding="same", use_bias=False, kernel_initializer=_normal())(x)
         if batch_norm and i:
-            x = _batch_norm(0.9)(x)
+            x = _batch_norm(x)
         x = layers.LeakyReLU(negative_slope=0.2)(x)
     x = layers.Conv2D(1, 4, use_bias=False, kernel_initializer=_normal(), dtype="float32")(x)
     x = layers.Flatten(dtype="float32", name="logits")(x)
@@ -91,7 +91,7 @@ def dcgan_discriminator(image_size=64,  # pixels; a power of two
 # %% ../nbs/02_dcgan.ipynb #e7821d83
 @keras.saving.register_keras_serializable("cxr_acgan")
 class DCGAN(AdversarialModel):
-    """noori's training step: binary cross-entropy of D's logits, the same noise for both networks.
+    """noori's training step: binary cross-entropy of D's logits, the same fakes for both networks.
 
     Log keys: d_loss, g_loss (noori's Loss_D, Loss_G); d_real, d_fake_before, d_fake_after (D(x), D(G(z)) before and after
     D's step, means over the batch, not trained on).
@@ -113,15 +113,22 @@ class DCGAN(AdversarialModel):
         logits = ops.cast(self.discriminator_logits(images, training=True), "float32")
         return ops.mean(ops.softplus(-logits if real else logits)), ops.mean(ops.sigmoid(logits))
 
+    def take_turns(self, batch, turn):
+        "D's update between the generator's pass forward and its pass back, so that the fakes are made once."
+        def losses():
+            fake = self.generator(batch["noise"], training=True)
+            before = turn(lambda: self.d_losses({"real": batch["real"], "fake": ops.stop_gradient(fake)}), self.discriminator)
+            return {k: ops.stop_gradient(v) for k, v in before.items()} | self.g_losses({"fake": fake})
+        return turn(losses, self.generator)
+
     def d_losses(self, batch):
         "Real images and fakes, each in a batch of their own."
-        fake = ops.stop_gradient(self.generator(batch["noise"], training=True))
-        (real_loss, d_real), (fake_loss, d_fake) = self.judge(batch["real"], True), self.judge(fake, False)
+        (real_loss, d_real), (fake_loss, d_fake) = self.judge(batch["real"], True), self.judge(batch["fake"], False)
         return {"d_loss": real_loss + fake_loss, "d_real": d_real, "d_fake_before": d_fake}
 
     def g_losses(self, batch):
         "The same fakes, which D should take for real."
-        loss, d_fake = self.judge(self.generator(batch["noise"], training=True), True)
+        loss, d_fake = self.judge(batch["fake"], True)
         return {"g_loss": loss, "d_fake_after": d_fake}
 
 # %% ../nbs/02_dcgan.ipynb #72aa2bbc

@@ -74,14 +74,15 @@ def test_three_updates_as_in_pytorch(monkeypatch, tmp_path):
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_same_losses_gradients_and_averages(backend, same_on_backends):
     found = same_on_backends("backend_dcgan.py", backend)
-    assert {"d_loss", "d_real", "d_fake_after", "average-0"} <= found.keys()
+    assert {"d_loss", "d_real", "d_fake_after", "average-0", "discriminator-after-0"} <= found.keys()
+    assert found["d_loss-of-0"] != found["d_loss-of-1"] and found["g_loss-of-0"] != found["g_loss-of-1"]
     assert max(np.abs(v).max() for k, v in found.items() if k.startswith("generator")) > 1e-3
 
 
 def test_metrics_are_not_trained_on():
     "The gradients of D are those of its loss alone, not of loss and D(x) and D(G(z)) added up."
     gan, other = small_gan(), small_gan()
-    batch = {"real": np.random.default_rng(0).uniform(-1, 1, (4, 16, 16, 3)).astype("float32"), "noise": dcgan.normal_noise(4)}
+    batch = dict(zip(("real", "fake"), np.random.default_rng(0).uniform(-1, 1, (2, 4, 16, 16, 3)).astype("float32")))
     other.d_losses = lambda b: {"d_loss": type(other).d_losses(other, b)["d_loss"]}
     first, second = (g._value_and_grad(lambda: g.d_losses(batch), g.discriminator)[1] for g in (gan, other))
     assert max(np.abs(a).max() for a in first) > 1e-4
