@@ -143,7 +143,7 @@ class BackendModel(keras.Model):
     def _value_and_grad_jax(self, total, variables):
         import jax
         chosen = {id(v) for v in variables}
-        held = [v for v in (*self.variables, *getattr(self.optimizer, "variables", ())) if id(v) not in chosen]
+        held = [v for v in (*self.variables, *getattr(getattr(self, "optimizer", None), "variables", ())) if id(v) not in chosen]
         present = [(v, v.value) for v in held]
 
         def pure(values):

@@ -49,6 +49,7 @@ def on_backend(tmp_path_factory):
         if (script, backend) not in known:
             out = tmp_path_factory.mktemp(backend) / 'found.npz'
             env = os.environ | {'KERAS_BACKEND': backend, 'TF_CPP_MIN_LOG_LEVEL': '3', 'JAX_PLATFORMS': 'cpu'}
+            if backend == 'jax': env['XLA_FLAGS'] = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'  # most of the time is compiling
             done = subprocess.run([sys.executable, str(HERE / script), str(out)], env=env, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr[-3000:]
             with np.load(out) as found: known[script, backend] = dict(found)
