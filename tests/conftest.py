@@ -11,6 +11,7 @@ import pytest
 HERE = Path(__file__).parent
 
 
+@pytest.hookimpl(tryfirst=True) # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     "On several processes (`-n`) the tests of a file stay together, since they share fixtures; the notebooks' are spread."
     for item in items:

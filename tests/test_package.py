@@ -118,3 +118,9 @@ def test_readme_and_home_agree():
 
 def test_readme_files_exist():
     for path in re.findall(r'python (tests/[\w/]+\.py)', (ROOT / 'README.md').read_text()): assert (ROOT / path).is_file(), path
+
+
+def test_tests_of_a_file_run_in_one_process(request):
+    "The groups of conftest.py are in effect, which some versions of pytest drop without a word; else fixtures, the site's say, are made twice."
+    if not hasattr(request.config, 'workerinput'): pytest.skip('one process')
+    assert request.node.nodeid.endswith('@test_package')
