@@ -91,9 +91,10 @@ def dcgan_discriminator(image_size=64,  # pixels; a power of two
 # %% ../nbs/02_dcgan.ipynb #e7821d83
 @keras.saving.register_keras_serializable("cxr_acgan")
 class DCGAN(AdversarialModel):
-    """noori's training step: binary cross-entropy of D's logits, the same fakes for both networks.
+    """noori's training step (section 6, equation 1 in its non-saturating form): binary cross-entropy of D's logits, the same fakes for both networks.
 
-    Log keys: d_loss, g_loss (noori's Loss_D, Loss_G); d_real, d_fake_before, d_fake_after (D(x), D(G(z)) before and after
+    Networks as `dcgan_generator` and `dcgan_discriminator` make them: noise float32 (n, latent_dim) -> images float32 (n, h, w, channels)
+    in value_range -> probability of real (n, 1), with a layer `logits` (n, 1); ValueError where there is none. Log keys: d_loss, g_loss (noori's Loss_D, Loss_G); d_real, d_fake_before, d_fake_after (D(x), D(G(z)) before and after
     D's step, means over the batch, not trained on).
     """
     metric_names = ("d_real", "d_fake_before", "d_fake_after")
@@ -109,7 +110,7 @@ class DCGAN(AdversarialModel):
         return {"real": self.draw_real()[0], "noise": noise}
 
     def judge(self, images, real):
-        "Cross-entropy of D's answer with the truth `real` (a bool), and its probability of real: means over the batch."
+        "Images float32 (n, h, w, channels) -> cross-entropy of D's answer with the truth `real` (a bool), and its probability of real: means over the batch, float32."
         logits = ops.cast(self.discriminator_logits(images, training=True), "float32")
         return ops.mean(ops.softplus(-logits if real else logits)), ops.mean(ops.sigmoid(logits))
 
@@ -122,12 +123,12 @@ class DCGAN(AdversarialModel):
         return turn(losses, self.generator)
 
     def d_losses(self, batch):
-        "Real images and fakes, each in a batch of their own."
+        "Loss_D, D(x) and D(G(z)) of `batch['real']` and `batch['fake']`, float32 (n, h, w, channels), each in a batch of its own."
         (real_loss, d_real), (fake_loss, d_fake) = self.judge(batch["real"], True), self.judge(batch["fake"], False)
         return {"d_loss": real_loss + fake_loss, "d_real": d_real, "d_fake_before": d_fake}
 
     def g_losses(self, batch):
-        "The same fakes, which D should take for real."
+        "Loss_G and D(G(z)) of `batch['fake']`, which D should take for real."
         loss, d_fake = self.judge(batch["fake"], True)
         return {"g_loss": loss, "d_fake_after": d_fake}
 
@@ -136,21 +137,21 @@ class DCGAN(AdversarialModel):
 class DCGANSettings:
     "Everything that defines a run, grouped as data, networks, optimiser, logging."
     # data
-    image_size: int = 64
-    images: int = None           # None: all of them
+    image_size: int = 64         # pixels, a power of two
+    images: int = None           # how many; None: all of them
     classes: tuple = ()          # names of the classes kept; (): all
     # networks
-    latent_dim: int = 100
-    width: int = 64
+    latent_dim: int = 100        # numbers of noise for an image
+    width: int = 64              # channels nearest to the image, doubled with each halving of its side
     batch_norm: bool = True      # of both networks
     # optimiser: Adam, the same for both
     updates: int = 52_500        # 500 epochs of 105 batches
-    batch_size: int = 50
-    learning_rate: float = 2e-4
-    beta_1: float = 0.55
-    precision: str = "float32"
+    batch_size: int = 50         # real images, and as many fakes
+    learning_rate: float = 2e-4  # printed: 0.0002 (text), 0.002 (Table 1)
+    beta_1: float = 0.55         # Table 1; DCGAN has 0.5
+    precision: str = "float32"   # a Keras dtype policy
     # logging
-    log_every: int = 525
+    log_every: int = 525         # updates between two printed lines
     sample_updates: tuple = (0, 525, 1_050, 5_250, 10_500, 21_000, 31_500, 42_000, 52_500)
     samples: int = 1_000         # images kept at each of them, from fixed noise
     history_every: int = 25      # updates averaged into one row of history.csv
@@ -181,8 +182,8 @@ def dcgan_settings(experiment, profile):
 
 # %% ../nbs/02_dcgan.ipynb #d6cbac39
 def build_dcgan(settings,  # DCGANSettings
-                seed=0):
-    "Both networks freshly initialised from the seed, compiled with Adam as in PyTorch's DCGAN example."
+                seed=0):   # integer >= 0
+    "A `DCGAN` of both networks freshly initialised from the seed, compiled with Adam as in PyTorch's DCGAN example. ValueError: as of `dcgan_generator`."
     seeded(seed)
     generator = dcgan_generator(settings.latent_dim, settings.image_size, width=settings.width,
                                 batch_norm=settings.batch_norm)
@@ -224,39 +225,33 @@ def load_images(dataset,    # a name or folder that load_cxr knows
     return load("train"), load("test")
 
 # %% ../nbs/02_dcgan.ipynb #f6c67b34
-def probability_of_real(gan, images,  # float32 in the networks' range
-                        together=False,  # True: batches with statistics of their own, as in training
+def probability_of_real(gan, images,  # float32 (n, h, w, channels) in the networks' range
                         batch_size=50):
-    "D(x) for each image, float64 (n,); moving averages stay as they are."
-    weights = gan.discriminator.get_weights()
-    answers = _in_batches(gan.discriminator, images, batch_size, together)
-    gan.discriminator.set_weights(weights)
-    return answers[:, 0].astype("float64")
+    "D(x) for each image by itself, float64 (n,) from 0 to 1."
+    return _in_batches(gan.discriminator, images, batch_size)[:, 0].astype("float64")
 
 
-def _in_batches(network, x, batch_size, training=False):
-    parts = [network(x[i:i + batch_size], training=training) for i in range(0, len(x), batch_size)]
+def _in_batches(network, x, batch_size):
+    parts = [network(x[i:i + batch_size], training=False) for i in range(0, len(x), batch_size)]
     return np.concatenate([ops.convert_to_numpy(part) for part in parts])
 
 # %% ../nbs/02_dcgan.ipynb #e9342479
-def discriminator_report(gan, train, test, seed=0):
+def discriminator_report(gan,         # DCGAN
+                         train, test, # CXRDataset: what it was trained on, and images of other patients
+                         seed=0):     # of choice and noise
     """D on training images, test images and fresh fakes, as many of each as there are test images; JSON-able.
 
-    alone, together (how batch normalization reads a batch) -> means and counts of D(x) > 0.5 of `train`, `test` and `fake`, and
-    `scores`: accuracy (threshold 0.5) and AUC of `train` and of `test` against `fake`, with bootstrap intervals over patients.
+    alone (each image by itself) -> n, mean D(x) and number of D(x) > 0.5 of `train`, `test` and `fake`, and `scores`: accuracy
+    (threshold 0.5) and AUC of `train` and of `test` against `fake`, with 95 % bootstrap intervals over patients.
     """
     n = min(len(train), len(test))
     rng = np.random.default_rng(seed_hash(seed, 2000))
     chosen = {name: ds.subset(np.sort(rng.permutation(len(ds))[:n])) for name, ds in (("train", train), ("test", test))}
     sets = {name: ops.convert_to_numpy(gan.scale(ds.images)) for name, ds in chosen.items()}
     sets["fake"] = _in_batches(gan.generator, normal_noise(n, gan.latent_dim, seed + 1), 50)
-    report = {}
-    for mode in ("alone", "together"):
-        answers = {name: probability_of_real(gan, images, mode == "together") for name, images in sets.items()}
-        report[mode] = {name: {"n": n, "mean": float(p.mean()), "called_real": int((p > 0.5).sum())}
-                        for name, p in answers.items()}
-        report[mode]["scores"] = {name: _real_or_fake(answers[name], answers["fake"], ds.patients) for name, ds in chosen.items()}
-    return report
+    answers = {name: probability_of_real(gan, images) for name, images in sets.items()}
+    scores = {name: _real_or_fake(answers[name], answers["fake"], ds.patients) for name, ds in chosen.items()}
+    return {"alone": {name: {"n": n, "mean": float(p.mean()), "called_real": int((p > 0.5).sum())} for name, p in answers.items()} | {"scores": scores}}
 
 
 def _real_or_fake(real, fake, patients):
@@ -270,7 +265,7 @@ PRINTED = {"d_loss": 1.2223, "g_loss": 2.1597, "d_real": 0.6463,  # noori, secti
 
 def printed_fit(losses,           # as run_updates returns it
                 printed=PRINTED,
-                start=None):      # first update looked at; None: the second half
+                start=None):      # first update looked at; None: the one whose number is half of the last one's
     """How a run's updates stand to one printed line; JSON-able.
 
     n, start; values[name]: mean, low, high (2.5 and 97.5 %) of all updates; within: whether every printed value lies between; nearest: the
@@ -369,7 +364,7 @@ def sample_dcgan(experiment="noori", profile="cpu", seed=0,
                  n=64,          # images
                  out=None,      # folder of records; weights lie in `runs` beside it
                  noise_seed=0): # seed of the noise
-    "uint8 images (n, h, w, 1) of a trained generator; FileNotFoundError says how to get its weights, ValueError that its run diverged."
+    "uint8 images (n, h, w, 1), 0 to 255, of a trained generator, the mean of its channels; FileNotFoundError says how to get its weights, ValueError that its run diverged."
     dcgan_settings(experiment, profile)
     path = results_root(out) / experiment / f"{profile}-seed{seed}"
     if (path / "run.json").exists() and "diverged_at" in (found := RunRecord.read(path).metrics):
@@ -401,7 +396,7 @@ def _find_copies(sets, train, test, extract, checked, false_alarm_rate, controls
         copies.append({"n": n, "flagged": flagged, "rate": flagged / n, "low": float(low), "high": float(high)})
     best = np.argsort(-score[start:], kind="stable")[:10]  # of the last set
     pairs = {"generated": best, "train": neighbour[start:][best], "score": score[start:][best].round(4)}
-    kept = ("threshold", "false_alarm_rate", "calibration", "false_alarms", "controls", "median_score")
+    kept = ("threshold", "false_alarm_rate", "calibration", "false_alarms", "controls")
     return {k: report[k] for k in kept} | copies[-1] | {"closest": {k: v.tolist() for k, v in pairs.items()}}, copies
 
 # %% ../nbs/02_dcgan.ipynb #d2f4ffbf
