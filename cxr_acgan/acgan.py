@@ -231,8 +231,8 @@ def finish_run(gan, train, test, losses, record, settings, folder, root):
     gan.discriminator.save(folder / "discriminator.keras")
     record.history, logged = summarise_updates(losses, gan.log_names, settings.history_every, settings.log_every)
     record.wall_s = float(losses.seconds.sum())
-    record.metrics = {"logged": logged, "seconds_per_update": float(losses.seconds.median()),
-                      "discriminator": discriminator_report(gan, train, test, record.seed)}
+    record.metrics |= {"logged": logged, "seconds_per_update": float(losses.seconds.median()),
+                       "discriminator": discriminator_report(gan, train, test, record.seed)}
     strip = [np.load(folder / f"samples-{u}.npy") for u in settings.sample_updates]
     final = generate_classes(gan.generator, even_labels(64, gan.num_classes), record.seed + 2)
     record.write(root, {"samples.png": image_sheet(np.concatenate(strip), ncols=16),
@@ -272,7 +272,10 @@ def train_acgan(experiment="singh",  # a name in `PROFILES`
     draw = lambda gan: generate_classes(gan.generator, even_labels(16, gan.num_classes), seed)
     with dtype_policy(settings.precision):
         gan = build_acgan(settings, train.num_classes, seed)
-        losses = run_updates(gan, train.images, train.labels, settings, folder, draw, verbose)
+        start, clock = [], time.process_time()
+        losses = run_updates(gan, train.images, train.labels, settings, folder, lambda gan: start.append(gan.updates_done) or draw(gan), verbose)
+        if start and start[0] < settings.updates:  # of a run that was cut off, measured on its last part
+            record.metrics["cpu_seconds"] = (time.process_time() - clock) / (settings.updates - start[0]) * settings.updates
         return finish_run(gan, train, test, losses, record, settings, folder, root)
 
 # %% ../nbs/01_acgan.ipynb #69917caf
@@ -503,13 +506,16 @@ def class_grid(gan, seed=0, n=4):
 
 
 def measured_losses(gan, sets, seed=0, batch_size=32):
-    "L_s, L_c and L of both networks and D's accuracies on each set of images and as many fakes of its own: {name: {key: value}}."
+    """L_s, L_c and L of both networks and D's accuracies on each set of images and as many fakes of its own: {name: {key: value}}.
+
+    D sees what it was trained on: real images sheared and zoomed, fakes as the generator gives them (channels that may differ, not rounded).
+    """
     bce, found = lambda logits, truth: float(np.mean(np.logaddexp(0, logits) - truth * logits)), {}
     for k, (name, real) in enumerate(sets.items()):
-        labels = even_labels(len(real), gan.num_classes)
-        fakes = generate_classes(gan.generator, labels, seed_hash(seed, 1001 + k), gan.value_range, batch_size)
-        source, classes = _judged(gan, gan.scale(real.images), real.labels, batch_size)
-        fake_source, fake_class = _judged(gan, gan.scale(fakes), labels, batch_size)
+        labels, rng = even_labels(len(real), gan.num_classes), np.random.default_rng(seed_hash(seed, 1001 + k))
+        draws, noise = (rng.uniform(-1, 1, (len(real), width)).astype("float32") for width in (3, gan.latent_dim))
+        source, classes = _judged(gan, lambda i: shear_and_zoom(gan.scale(real.images[i]), draws[i], gan.shear, gan.zoom), real.labels, batch_size)
+        fake_source, fake_class = _judged(gan, lambda i: gan.generate(ops.convert_to_tensor(noise[i]), labels[i], training=False), labels, batch_size)
         d, g = ((bce(source, 1) + bce(fake_source, 0)) / 2, (classes + fake_class) / 2), (bce(fake_source, 1), fake_class)
         real, fake = float((source > 0).mean()), float((fake_source <= 0).mean())
         found[name] = {"n": len(source), "d_accuracy": (real + fake) / 2, "d_real_accuracy": real, "d_fake_accuracy": fake}
@@ -518,8 +524,8 @@ def measured_losses(gan, sets, seed=0, batch_size=32):
 
 
 def _judged(gan, images, labels, batch_size):
-    "Logits of the source (n,) and the mean of L_c, in inference."
-    parts = [gan.discriminator_logits(images[i:i + batch_size], training=False) for i in range(0, len(labels), batch_size)]
+    "Logits of the source (n,) and the mean of L_c, in inference; `images` is a function of the place in the set, a slice."
+    parts = [gan.discriminator_logits(images(slice(i, i + batch_size)), training=False) for i in range(0, len(labels), batch_size)]
     source, classes = (np.concatenate([ops.convert_to_numpy(p[k]) for p in parts]).astype("float64") for k in (0, 1))
     return source[:, 0], float(np.mean(np.log(np.exp(classes).sum(1)) - classes[np.arange(len(labels)), labels]))
 
@@ -538,6 +544,7 @@ def _watch(gan, sets, settings, folder, seed):
     (folder / f"scores-{update}.json").write_text(json.dumps(measured_losses(gan, sets, seed)))
     if update in settings.kept_updates:
         unit_range(gan.generator).save(folder / f"generator-{update}.keras")
+        gan.discriminator.save(folder / f"discriminator-{update}.keras")
     return class_grid(gan, seed)
 
 
@@ -563,8 +570,7 @@ def finish_carbone(gan, fitted, test, losses, record, settings, folder, root):
     record.wall_s = float(losses.seconds.sum())
     scores = [json.loads((folder / f"scores-{u}.json").read_text()) for u in settings.sample_updates]
     record.metrics = {"logged": logged[:: max(1, len(logged) // 100)], "seconds_per_update": float(losses.seconds.median()),
-                      "scores": {name: [{"update": u} | s[name] for u, s in zip(settings.sample_updates, scores)] for name in scores[0]},
-                      "discriminator": discriminator_report(gan, fitted, test, record.seed, n=settings.evaluated), "class_names": list(fitted.class_names)}
+                      "scores": {name: [{"update": u} | s[name] for u, s in zip(settings.sample_updates, scores)] for name in scores[0]}, "class_names": list(fitted.class_names)}
     samples = [np.load(folder / f"samples-{u}.npy") for u in settings.sample_updates]
     strip = resized(np.concatenate([s[::4] for s in samples]), 56)
     record.write(root, {"samples.png": image_sheet(np.concatenate([samples[0], samples[-1]]), ncols=4), "strip.png": image_sheet(strip, ncols=3, pad=0)})
@@ -903,7 +909,7 @@ def two_protocols(fakes,      # uint8 (n, h, w, 1)
                   network,    # keras.Model, see repository_features
                   shear=0.1, zoom=0.1, seed=0):
     """Fréchet distance, also class by class, in the repository's and in the clean protocol: {protocol: {n, n_reference, frechet_distance,
-    intra}}, and {"real": {protocol: distance of the other real images}}.
+    intra}}, and {"real": {protocol: frechet_distance and intra of the other real images}}.
 
     The clean protocol takes of the fakes as many of each class as make the shares of the reference, and adds precision and recall.
     """
@@ -915,7 +921,7 @@ def two_protocols(fakes,      # uint8 (n, h, w, 1)
         some = x if name == "repository" else x[in_proportion(labels, reference.labels)]
         found[name] = {"n": len(some), "n_reference": len(y), "frechet_distance": frechet_distance(some, y),
                        "intra": intra_frechet_distance(x, labels, y, reference.labels)}
-        found.setdefault("real", {})[name] = frechet_distance(z, y)
+        found.setdefault("real", {})[name] = {"n": len(z), "frechet_distance": frechet_distance(z, y), "intra": intra_frechet_distance(z, real.labels, y, reference.labels)}
     return found | {"clean": found["clean"] | precision_recall(y, some)}
 
 # %% ../nbs/01_acgan.ipynb #37a6653a
@@ -971,7 +977,10 @@ def _study_quality(settings, sets, seed, where, folder, verbose):
         if name == "inception":
             spaces[name]["inception_score"] = inception_score(image_features(fakes, "inception_probabilities"))
     p = class_probabilities(classifier, resized(fakes, classifier.input_shape[1]))
-    spaces["classifier"] = {"inception_score": inception_score(p), "accuracy": float((p.argmax(1) == labels).mean())}
+    even = sets[1].subset(in_proportion(sets[1].labels, labels))  # what a perfect generator would get of this classifier
+    q = class_probabilities(classifier, resized(even.images, classifier.input_shape[1]))
+    spaces["classifier"] = {"inception_score": inception_score(p), "accuracy": float((p.argmax(1) == labels).mean()), "real": {
+        "n": len(even), "inception_score": inception_score(q), "accuracy": float((q.argmax(1) == even.labels).mean())}}
     real, drawn = open_licence(fitted, 6, seed), [np.flatnonzero(labels == c)[:6] for c in range(3)]
     metrics = {"generator": source, "spaces": spaces, "missing": missing, "tsne": tsne, "shown": [attribution(fitted, k) for k in real],
                "class_names": list(fitted.class_names)}

@@ -520,8 +520,14 @@ def _read_index(path, split_folder):
             if lacks: raise ValueError(f'{path}: no column {lacks[0]!r}; its first line must name file, source, patient and licence')
             rows = [({k: v or '' for k, v in row.items()}, row['file'].split('/')[-3:]) for row in reader if row['file']]
     except csv.Error as e: raise ValueError(f'{path}: not a readable table ({e}); get another copy') from None
-    return {'/'.join(parts[1:]): (row['source'], patient_id(row.get('kermany_file', '')) or row.get('patient', ''), row.get('reuse') or row.get('licence', ''))
+    return {'/'.join(parts[1:]): (row['source'], patient_id(row.get('kermany_file', '')) or row.get('patient', ''), _licence(row))
             for row, parts in rows if parts[0] == split_folder}
+
+
+def _licence(row):
+    "What the index says of reuse; where that is CC BY, with the version that the licence names."
+    reuse, licence = row.get('reuse', ''), row.get('licence', '')
+    return licence if reuse.startswith('CC BY') and licence.startswith(reuse) else reuse or licence
 
 # %% ../nbs/00_data.ipynb #ac75d106
 def _list_covidx(path, folder, split):
