@@ -9,8 +9,8 @@ __all__ = ['CNN', 'VIT', 'RECIPES', 'CHOSEN', 'RECIPE_SEEDS', 'SOURCES', 'SHARES
            'attention_weights', 'attention_rollout', 'rollout_maps', 'head_maps', 'grad_cam', 'show_maps', 'randomised',
            'map_correlation', 'randomisation_test', 'CellSettings', 'ablation', 'declared_seeds', 'Added',
            'added_images', 'choose_threshold', 'calibration', 'build_cell', 'probabilities', 'view_images', 'fit_cell',
-           'check_record', 'auc_draws', 'candidate_runs', 'recipe_gaps', 'choose_recipe', 'first_of_the_best',
-           'check_choice', 'added_looks', 'train_cell', 'measure_maps', 'plot_maps', 'plot_heads', 'correlation_table']
+           'check_record', 'auc_draws', 'candidate_runs', 'recipe_gaps', 'choose_recipe', 'best_recipe', 'check_choice',
+           'added_looks', 'same_training', 'train_cell', 'measure_maps', 'plot_maps', 'plot_heads', 'correlation_table']
 
 # %% ../nbs/05_vit_attention.ipynb #1a016e77
 import json
@@ -28,7 +28,8 @@ from .adversarial import (dtype_policy, fit_arguments, generate_classes, open_ru
 from .data import augment_classic, load_cxr, preprocess, training_share
 from .metrics import _weighted_auc, classification_scores
 from .results import RunRecord, image_sheet, load_network, load_runs, record_images, results_root, runs_folder, weights_digest
-from .shift import AUGMENTATIONS, STRONG, Augmentation, FramingWeights, augment, effective_n, image_statistics, weighted_auc
+from .shift import (AUGMENTATIONS, STYLES, Augmentation, FramingWeights, augment, effective_n, image_statistics, restyle,
+                                     weighted_auc)
 
 # %% ../nbs/05_vit_attention.ipynb #57d011ba
 def attention(q,  # queries (..., n, d_k)
@@ -414,18 +415,18 @@ class CellSettings:
 # %% ../nbs/05_vit_attention.ipynb #fe29ca4f
 CNN = CellSettings(tested=False)
 VIT = CellSettings("vit", label_smoothing=0.1, tested=False)
-_CNN, _VIT = (replace(s, augmentation=AUGMENTATIONS["strong_half"]) for s in (CNN, VIT))
+_augmented = lambda s, names: {name: replace(s, augmentation=AUGMENTATIONS[name]) for name in names}
+_fast = lambda s, name, **changed: replace(s, augmentation=AUGMENTATIONS[name], learning_rate=3e-3, **changed)
+_DEEP = {"widths": (32, 64, 128, 256)}
 RECIPES = {  # the simplest first
-    "cnn": {"plain": CNN, "strong": replace(CNN, augmentation=STRONG), "strong_half": _CNN, "strong_half_fast": replace(_CNN, learning_rate=3e-3),
-            "strong_half_mirror": replace(_CNN, augmentation=replace(_CNN.augmentation, mirror=True)),
-            "strong_half_balanced": replace(_CNN, balanced=True),
-            "strong_half_hist": replace(_CNN, equalize="hist"), "strong_half_clahe": replace(_CNN, equalize="clahe"),
-            "strong_half_deep": replace(_CNN, options={"widths": (32, 64, 128, 256)}), "strong_half_views": replace(_CNN, views=8)},
-    "vit": {"both": replace(VIT, augmentation=AUGMENTATIONS["both"]), "strong": replace(VIT, augmentation=STRONG), "strong_half": _VIT,
-            "strong_half_fast": replace(_VIT, learning_rate=3e-3), "strong_half_decay": replace(_VIT, weight_decay=1.0),
-            "strong_half_patch4": replace(_VIT, options={"patch_size": 4, "hidden_dim": 64}), "strong_half_views": replace(_VIT, views=8)},
+    "cnn": {"plain": CNN, **_augmented(CNN, ("both", "strong", "sharp")), "both_fast": _fast(CNN, "both"), "sharp_fast": _fast(CNN, "sharp"),
+            "both_deep_fast": _fast(CNN, "both", options=_DEEP), "sharp_deep_fast": _fast(CNN, "sharp", options=_DEEP),
+            "sharp_deep_fast_balanced": _fast(CNN, "sharp", options=_DEEP, balanced=True), "sharp_deep_fast_views": _fast(CNN, "sharp", options=_DEEP, views=8)},
+    "vit": {**_augmented(VIT, ("both", "strong", "sharp")), "both_fast": _fast(VIT, "both"), "sharp_fast": _fast(VIT, "sharp"),
+            "sharp_fast_decay": _fast(VIT, "sharp", weight_decay=1.0), "sharp_fast_patch4": _fast(VIT, "sharp", options={"patch_size": 4, "hidden_dim": 64}),
+            "sharp_fast_views": _fast(VIT, "sharp", views=8)},
 }
-CHOSEN = {"cnn": "strong_half", "vit": "strong_half", "128": "cnn"}  # frozen; `choose_recipe` says what the records choose
+CHOSEN = {"cnn": "sharp_deep_fast", "vit": "sharp_fast", "128": "cnn"}  # frozen; `choose_recipe` says what the records choose
 
 
 def _at_128(group, **options):
@@ -680,7 +681,7 @@ def candidate_runs(group,      # 'cnn', 'vit' or '128'
 
 
 def recipe_gaps(runs):  # as candidate_runs returns it, all of them with the same seeds
-    """{candidate: (weighted AUC, how far behind the best, standard error of that)}. ValueError: not all on the same validation patients.
+    """{candidate: (weighted AUC in all styles together, how far behind the best, standard error of that)}. ValueError: not all on the same validation patients.
 
     The error is of patients and seeds; the variance of seeds, of which each candidate has two, is one for all: the median of theirs, as of a chi-square.
     """
@@ -688,7 +689,7 @@ def recipe_gaps(runs):  # as candidate_runs returns it, all of them with the sam
     found = {name: [r.metrics["predictions"]["validation"] for r in records] for name, records in runs.items()}
     if len({(tuple(p["label"]), tuple(p["patient"])) for each in found.values() for p in each}) > 1:
         raise ValueError("the candidates were not all validated on the same patients")
-    draws = {name: np.stack([auc_draws(p) for p in each]) for name, each in found.items()}
+    draws = {name: np.array([[r.metrics["validation"]["styles_auc"], *r.metrics["validation"]["draws"]] for r in records]) for name, records in runs.items()}
     best = max(draws, key=lambda name: draws[name][:, 0].mean())
     behind, n = {name: draws[best] - d for name, d in draws.items()}, len(draws[best])
     spread = [b[:, 0].var(ddof=1) for name, b in behind.items() if name != best] if n > 1 else []
@@ -698,15 +699,15 @@ def recipe_gaps(runs):  # as candidate_runs returns it, all of them with the sam
 
 
 def choose_recipe(group, root=None, profile=None):
-    "The first candidate that is not behind the best by more than one standard error; None while a run of one of them is missing."
+    "The candidate with the highest weighted AUC in all styles, mean over the seeds (of equal ones the first); None while a run of one of them is missing."
     runs = candidate_runs(group, root, profile)
     if any(len(r) < len(RECIPE_SEEDS[group]) for r in runs.values()):
         return None
-    return first_of_the_best(recipe_gaps(runs))
+    return best_recipe(recipe_gaps(runs))
 
 
-def first_of_the_best(gaps):  # as recipe_gaps returns them
-    return next(name for name, (_, behind, error) in gaps.items() if behind <= error)
+def best_recipe(gaps):  # as recipe_gaps returns them
+    return max(gaps, key=lambda name: gaps[name][0])
 
 
 def check_choice(experiment, profile, root=None):
@@ -722,7 +723,7 @@ def check_choice(experiment, profile, root=None):
     if missing:
         raise ValueError(f"{experiment} needs the recipe chosen for {group}, and the choice is not finished: {len(missing)} runs are missing, the first "
                          f"`cxr-acgan train {missing[0]} --profile {profile}`")
-    chosen = first_of_the_best(recipe_gaps(runs))
+    chosen = best_recipe(recipe_gaps(runs))
     if chosen != CHOSEN[group]:
         raise ValueError(f"{experiment} would use the recipe {CHOSEN[group]!r} for {group}, the records choose {chosen!r}: write that into CHOSEN (nbs/05_vit_attention.ipynb)")
 
@@ -730,19 +731,23 @@ def check_choice(experiment, profile, root=None):
 RESTS_ON = {"grid_cnn_": "cnn", "grid_vit_": "vit", "preprocess_": "cnn", "recipe_128_cnn": "cnn", "recipe_128_vit": "vit", "best_128": "128"}
 
 # %% ../nbs/05_vit_attention.ipynb #2c2ee2f3
-def _validated(p, held_out, framing):
-    "Threshold, scores (plain and under the overlap weights) and predictions on validation patients."
+def _validated(evaluate, held_out, framing):
+    "Threshold, scores (plain and under the overlap weights; in all styles together) and predictions on validation patients."
     y, weights = held_out.labels, framing(held_out.images, held_out.labels)
+    shown = {name: evaluate(restyle(held_out.images, **look)) for name, look in STYLES.items()}
+    p, pooled = shown["as it is"], _predictions(np.concatenate(list(shown.values())), held_out, len(shown)) | {"weight": np.tile(weights, len(shown))}
+    draws = auc_draws(pooled)
     threshold = choose_threshold(y, p[:, 1], weights) if p.shape[1] == 2 else None
     log_loss = float(-np.log(np.maximum(p[np.arange(len(y)), y], 1e-7)).mean())
     return threshold, {"n": len(y), "auc": weighted_auc(y, p), "balanced_auc": weighted_auc(y, p, weights),
+                       "styles": {name: weighted_auc(y, q, weights) for name, q in shown.items()}, "styles_auc": draws[0], "draws": np.round(draws[1:], 5),
                        "effective_n": effective_n(weights, y), "log_loss": log_loss}, _predictions(p, held_out) | {"weight": np.round(weights, 4)}
 
 
-def _predictions(p, data):
-    "What scores are computed from: label, patient (a number) and probability of each image."
+def _predictions(p, data, times=1):
+    "What scores are computed from: label, patient (a number) and probability of each image, which were all shown so many times."
     p = p[:, 1] if p.shape[1] == 2 else p
-    return {"label": data.labels, "patient": np.unique(data.groups, return_inverse=True)[1], "probability": np.round(p.astype(float), 5)}
+    return {"label": np.tile(data.labels, times), "patient": np.tile(np.unique(data.groups, return_inverse=True)[1], times), "probability": np.round(p.astype(float), 5)}
 
 
 def _tested(p, test, threshold):
@@ -781,6 +786,23 @@ def _same_generator(record, root):
     return record
 
 
+def same_training(settings, fingerprint, profile, seed, root):
+    "Model and history of a finished run whose training was the same to the last number, and its experiment; None where none is at hand."
+    key = lambda s: {k: v for k, v in json.loads(json.dumps(s)).items() if k not in ("tested", "views")}
+    wanted = key(asdict(settings) | {"backend": keras.backend.backend()})
+    for name, profiles in PROFILES.items():
+        if key(asdict(profiles[profile]) | {"backend": keras.backend.backend()}) != wanted:
+            continue
+        for run in (r for r in load_runs(name, profile, root) if r.seed == seed and key(r.settings) == wanted and r.dataset["fingerprint"] == fingerprint):
+            try:
+                network = load_network(name, profile, seed, "classifier", root)
+            except FileNotFoundError:
+                continue
+            if weights_digest(network) == run.metrics["weights"]:
+                return network, run.history, name
+    return None
+
+
 def train_cell(experiment="grid_cnn_real_all",  # see `PROFILES`
                profile="smoke",   # 'smoke', 'cpu' or 'paper'
                dataset="phantom", # a name or folder that load_cxr knows
@@ -802,17 +824,20 @@ def train_cell(experiment="grid_cnn_real_all",  # see `PROFILES`
         if (path / "run.json").exists():
             return _same_generator(check_record(RunRecord.read(path)), generators or root)
     load = lambda split: load_cxr(dataset, split, settings.image_size, n=settings.images, progress=False)
-    fitted, held_out = training_share(load("train"), settings.share, settings.validation)
+    train = load("train")
+    fitted, held_out = training_share(train, settings.share, settings.validation)
     added = added_images(settings, fitted, profile, seed, generators or root)
     folder, backend = runs_folder(experiment, profile, seed, root), {"backend": keras.backend.backend()}
-    open_run(folder, {"settings": asdict(settings), "data": fitted.fingerprint} | backend, fresh=profile == "smoke")
+    open_run(folder, {"settings": asdict(settings), "data": fitted.fingerprint, "generator": added.generator.get("weights")} | backend, fresh=profile == "smoke")
     clean = lambda x: preprocess(x, gaussian_kernel=settings.gaussian_kernel, equalize=settings.equalize)
-    framing = FramingWeights(fitted.images, fitted.labels)
+    everyone = training_share(train, 1.0, settings.validation)[0]  # a tenth is too few for the weights, which are those of all cells
+    framing = FramingWeights(everyone.images, everyone.labels)
     evaluate = lambda model, images: probabilities(model, clean(images), settings.views, settings.augmentation)
     with dtype_policy(settings.precision):
-        model, history = fit_cell(_pool(settings, fitted, added, framing, clean), (clean(held_out.images), held_out.labels),
-                                  settings, seed, folder, verbose)
-        threshold, validation, predictions = _validated(evaluate(model, held_out.images), held_out, framing)
+        twin = same_training(settings, fitted.fingerprint, profile, seed, root) if profile != "smoke" and not added.generator else None
+        model, history = twin[:2] if twin else fit_cell(_pool(settings, fitted, added, framing, clean), (clean(held_out.images), held_out.labels),
+                                                        settings, seed, folder, verbose)
+        threshold, validation, predictions = _validated(lambda images: evaluate(model, images), held_out, framing)
         test = load("test") if settings.tested else None
         p = evaluate(model, test.images) if test else None
     record = RunRecord(experiment, profile, seed, asdict(settings) | backend, fitted.describe(), {}, history, float(history.seconds.sum()))
@@ -820,7 +845,7 @@ def train_cell(experiment="grid_cnn_real_all",  # see `PROFILES`
                                "parameters": model.count_params(), "mmac": multiply_adds(model) / 1e6},
                       "threshold": threshold, "validation": validation, "predictions": {"validation": predictions}, "generator": added.generator,
                       "sets": {"validation": held_out.describe(), **({"test": test.describe()} if test else {})},
-                      "added": np.bincount(added.labels, minlength=fitted.num_classes), "weights": weights_digest(model)}
+                      "added": np.bincount(added.labels, minlength=fitted.num_classes), "weights": weights_digest(model), **({"weights_of": twin[2]} if twin else {})}
     if added.generator:
         record.metrics["looks"] = added_looks(fitted, added, framing)
     if test:
