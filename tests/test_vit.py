@@ -271,6 +271,9 @@ def test_threshold_and_recipe_never_see_the_test_set(tmp_path, monkeypatch):
     monkeypatch.setattr(v, 'load_cxr', no_test)
     candidate = v.train_cell('recipe_cnn_sharp_balanced', 'smoke', 'phantom', 0, tmp_path / 'c')
     assert 'scores' not in candidate.metrics and set(candidate.metrics['predictions']) == {'validation'} and 0 <= candidate.metrics['validation']['balanced_auc'] <= 1
+    seen = candidate.metrics['validation']
+    assert list(seen['styles']) == list(sh.STYLES) and seen['styles']['as it is'] == pytest.approx(seen['balanced_auc']) and len(seen['draws']) == 500
+    assert min(seen['draws']) < seen['styles_auc'] < max(seen['draws'])
     read = RunRecord.read(first.path)
     kept = read.metrics['predictions']['validation']
     again = v.choose_threshold(kept['label'], kept['probability'], kept['weight'])
@@ -366,6 +369,12 @@ def test_holm_families():
     assert set(table.tests) == {8, 12} and 'of 8, 3 seeds with the same patients and generator' in g.grid_verdicts(first)[0]
 
 
+def scored(predictions):
+    "What the choice reads of a record, of predictions in one style."
+    first, *draws = v.auc_draws(predictions)
+    return {'styles_auc': first, 'draws': draws}
+
+
 def candidates(root, group, noise, seeds=(0, 1), **changed):
     "Records of a group's candidates: {candidate: how far its probabilities are from the class}."
     y = np.arange(400) % 2
@@ -374,7 +383,7 @@ def candidates(root, group, noise, seeds=(0, 1), **changed):
         for seed in seeds:
             p = np.clip(0.25 + y / 2 + np.random.default_rng((k, seed)).normal(0, sigma, 400), 0, 1).round(5)
             kept = {'label': y, 'patient': np.arange(400) // 2, 'probability': p, 'weight': np.ones(400)} | changed
-            metrics = {'validation': {'auc': 0.9, 'balanced_auc': 0.8}, 'predictions': {'validation': kept}}
+            metrics = {'validation': {'auc': 0.9, 'balanced_auc': 0.8} | scored(kept), 'predictions': {'validation': kept}}
             RunRecord(f'recipe_{group}_{name}', 'cpu', seed, asdict(settings) | {'backend': 'none'}, {}, metrics, pd.DataFrame({'update': [0]})).write(root)
 
 
@@ -395,7 +404,8 @@ def test_one_failed_run_makes_no_tie():
     y, rng = np.arange(400) % 2, np.random.default_rng(0)
     def runs(*noise):
         kept = lambda sigma: {'label': y, 'patient': np.arange(400), 'weight': np.ones(400), 'probability': np.clip(0.25 + y / 2 + rng.normal(0, sigma, 400), 0, 1)}
-        return [RunRecord('x', 'cpu', k, {}, {}, {'predictions': {'validation': kept(sigma)}}, None) for k, sigma in enumerate(noise)]
+        found = [kept(sigma) for sigma in noise]
+        return [RunRecord('x', 'cpu', k, {}, {}, {'predictions': {'validation': p}, 'validation': scored(p)}, None) for k, p in enumerate(found)]
     gaps = v.recipe_gaps({'plain': runs(0.5, 0.5), 'failed': runs(0.3, 9.0), 'middle': runs(0.33, 0.33), 'best': runs(0.3, 0.3)})
     assert v.best_recipe(gaps) in ('middle', 'best') and gaps['failed'][1] > 5 * gaps['failed'][2] > 0
 
@@ -551,15 +561,44 @@ def test_a_stale_shift_is_refused(tmp_path):
     assert sh.measure_shift('phantom', 'cpu', tmp_path).path == path
 
 
+def test_all_styles_are_ranked_together():
+    "Who moves ill and healthy alike by a style ranks each style right and all of them together wrong."
+    data = draw_phantom(200, image_size=16)
+    shown = {name: sh.restyle(data.images, **look).tobytes() for name, look in sh.STYLES.items()}
+    def network(moved):
+        def evaluate(images):
+            k = list(shown.values()).index(images.tobytes())
+            p = 1 / (1 + np.exp(-(2 * data.labels - 1 + moved * k)))
+            return np.stack([1 - p, p], 1)
+        return evaluate
+    framing = lambda images, labels: np.ones(len(images))
+    steady, moving = (v._validated(network(k), data, framing)[1] for k in (0.0, 3.0))
+    assert set(steady['styles'].values()) == set(moving['styles'].values()) == {1.0}
+    assert steady['styles_auc'] == 1 and moving['styles_auc'] < 0.7 and moving['balanced_auc'] == 1
+
+
+def test_restyle_is_of_the_side():
+    images = draw_phantom(20, image_size=32).images
+    large = np.repeat(np.repeat(images, 2, 1), 2, 2)
+    for name, look in sh.STYLES.items():
+        changed = sh.restyle(images, **look)
+        assert changed.shape == images.shape and changed.dtype == np.uint8 and (name == 'as it is') == np.array_equal(changed, images)
+        back = sh.restyle(large, **look).reshape(20, 32, 2, 32, 2).mean((2, 4))
+        assert np.abs(back - changed[..., 0]).mean() < 12, name
+
+
 def test_shift_of_a_data_set(tmp_path):
-    record = sh.measure_shift('phantom', 'smoke', tmp_path / 'results', n=200)
+    record = sh.measure_shift('phantom', 'smoke', tmp_path / 'results', n=1000)
     cover = pd.DataFrame(record.metrics['cover'])
-    assert cover.augmentation.unique().tolist() == ['none', *sh.AUGMENTATIONS] and (cover.augmented[2:].to_numpy() < cover.augmented[[0, 1] * 3].to_numpy()).all()
+    assert cover.augmentation.unique().tolist() == ['none', *sh.AUGMENTATIONS] and (cover.augmented[2:8].to_numpy() < cover.augmented[[0, 1] * 3].to_numpy()).all()
+    blocks = record.metrics['blocks']
+    assert [sorted(sum((r['members'] for r in blocks[split]), [])) for split in ('train', 'test')] == [list(range(1000))] * 2
+    assert all(a['last'] < b['first'] for rows in blocks.values() for a, b in zip(rows, rows[1:]) if a['series'] == b['series'])
     rows = pd.DataFrame(record.metrics['splits'])
     assert list(record.metrics['classes']) == ['NORMAL', 'PNEUMONIA'] and len(record.metrics['classes']['NORMAL']) == 10
     assert len(rows) == 10 and (rows.low <= rows.difference).all() and (rows.difference <= rows.high).all()
     assert abs(record.metrics['class_auc']['weighted'] - 0.5) < abs(record.metrics['class_auc']['validation'] - 0.5)
-    assert set(record.history.split) == {'train', 'test'} and record.history.n.sum() == 400
+    assert set(record.history.split) == {'train', 'test'} and record.history.n.sum() == 2000
     moved = draw_phantom(100, 'test')
     moved = replace(moved, images=np.clip(moved.images.astype(int) + 30, 0, 255).astype('uint8'), fingerprint='')
     table = sh.shift_table(draw_phantom(100), moved, n_boot=50).set_index('statistic')
