@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['GRID_SCORES', 'TABLE_SCORES', 'NAMES', 'FIRST_FAMILY', 'recipe_table', 'read_cell', 'read_grid', 'averaged',
            'cell_scores', 'grid_table', 'holm', 'contrast', 'grid_differences', 'grid_verdicts', 'plot_grid',
-           'looks_table', 'runs_table', 'run_differences']
+           'looks_table', 'block_table', 'runs_table', 'run_differences']
 
 # %% ../nbs/foundations/grid.ipynb #48d06712
 import numpy as np
 import pandas as pd
-from .metrics import prediction_draws
+from .metrics import prediction_draws, wilson_interval
 from .results import load_runs, mean_over_runs
 from .vit_attention import (CHOSEN, GRID, RECIPE_SEEDS, RECIPES, SHARES, SOURCES, best_recipe, candidate_runs, check_record, choose_threshold,
                                      declared_seeds, recipe_gaps)
@@ -215,6 +215,22 @@ def looks_table(cells):  # as read_grid returns it
                 rows.append({"patients": share if share == "all" else f"{share} %", "images": kind, "class": r["class"],
                              **{k: r[k] for k in keep}, "looks like class 1": r["as_class_1"]})
     return pd.DataFrame(rows).drop_duplicates(["patients", "images", "class"]).reset_index(drop=True) if rows else pd.DataFrame([{"images": "not run"}])
+
+# %% ../nbs/foundations/grid.ipynb #21d9dae5
+def block_table(blocks,  # of the test images, as `file_blocks` returns them
+                cells):  # {label: read_cell}
+    "A row a block of file numbers: how much it looks like class 1, and the share that each cell's runs call class 1, mean over the seeds."
+    rows = []
+    for block in blocks:
+        row = {"series": block["series"], "numbers": f"{block['first']} to {block['last']}", "images": len(block["members"]),
+               "looks like class 1": f"{block['as_class_1']:.2f}"}
+        for label, runs in ((label, cell["runs"]) for label, cell in cells.items() if cell["runs"]):
+            p = np.array([r.metrics["predictions"]["test"]["probability"] for r in runs])[:, block["members"]]
+            called = float((p >= np.array([[r.metrics["threshold"]] for r in runs])).mean())
+            low, high = wilson_interval(called * len(block["members"]), len(block["members"]))
+            row[f"{label}: called class 1"] = f"{called:.2f} [{low:.2f}, {high:.2f}]"
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 # %% ../nbs/foundations/grid.ipynb #180b9ace
 def runs_table(experiments,  # {label: experiment}
