@@ -184,7 +184,7 @@ def plot_blocks(record,    # of measure_shift
         axis.set_title(series, fontsize=9)
         axis.set_xlabel("number of the file", fontsize=9)
     axes[0, 0].set(ylim=(0, 1), ylabel="looks like class 1")
-    axes[0, -1].legend(fontsize=8)
+    axes[0, 0].legend(fontsize=8, loc="upper right")
     return figure
 
 # %% ../nbs/foundations/shift.ipynb #289fd512
