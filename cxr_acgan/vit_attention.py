@@ -422,13 +422,14 @@ RECIPES = {  # the simplest first
     "cnn": {"plain": CNN, **_augmented(CNN, ("both", "strong", "sharp")), "both_fast": _fast(CNN, "both"), "sharp_fast": _fast(CNN, "sharp"),
             "both_deep_fast": _fast(CNN, "both", options=_DEEP), "sharp_deep_fast": _fast(CNN, "sharp", options=_DEEP),
             "both_deep_fast_balanced": _fast(CNN, "both", options=_DEEP, balanced=True), "sharp_deep_fast_balanced": _fast(CNN, "sharp", options=_DEEP, balanced=True),
-            "sharp_deep_fast_views": _fast(CNN, "sharp", options=_DEEP, views=8),
             "sharp_deep_fast_balanced_views": _fast(CNN, "sharp", options=_DEEP, balanced=True, views=8)},
     "vit": {**_augmented(VIT, ("both", "strong", "sharp")), "both_fast": _fast(VIT, "both"), "sharp_fast": _fast(VIT, "sharp"),
-            "both_fast_balanced": _fast(VIT, "both", balanced=True), "sharp_fast_balanced": _fast(VIT, "sharp", balanced=True), "sharp_fast_decay": _fast(VIT, "sharp", weight_decay=1.0), "sharp_fast_patch4": _fast(VIT, "sharp", options={"patch_size": 4, "hidden_dim": 64}),
-            "sharp_fast_views": _fast(VIT, "sharp", views=8)},
+            "both_fast_balanced": _fast(VIT, "both", balanced=True), "sharp_fast_balanced": _fast(VIT, "sharp", balanced=True),
+            "both_fast_balanced_decay": _fast(VIT, "both", balanced=True, weight_decay=1.0),
+            "both_fast_balanced_patch4": _fast(VIT, "both", balanced=True, options={"patch_size": 4, "hidden_dim": 64}),
+            "both_fast_balanced_views": _fast(VIT, "both", balanced=True, views=8)},
 }
-CHOSEN = {"cnn": "sharp_deep_fast", "vit": "sharp_fast", "128": "cnn"}  # frozen; `choose_recipe` says what the records choose
+CHOSEN = {"cnn": "sharp_deep_fast_balanced", "vit": "both_fast_balanced", "128": "cnn"}  # frozen; `choose_recipe` says what the records choose
 
 
 def _at_128(group, **options):
