@@ -10,7 +10,7 @@ __all__ = ['GRID_SCORES', 'TABLE_SCORES', 'NAMES', 'FIRST_FAMILY', 'recipe_table
 # %% ../nbs/foundations/grid.ipynb #48d06712
 import numpy as np
 import pandas as pd
-from .metrics import prediction_draws, wilson_interval
+from .metrics import prediction_draws
 from .results import load_runs, mean_over_runs
 from .vit_attention import (CHOSEN, GRID, RECIPE_SEEDS, RECIPES, SHARES, SOURCES, best_recipe, candidate_runs, check_record, choose_threshold,
                                      declared_seeds, recipe_gaps)
@@ -21,7 +21,7 @@ def recipe_table(group,      # 'cnn', 'vit' or '128'
                  profile=None):
     """A row a candidate: how many of `RECIPE_SEEDS` were run; on validation patients means of the AUC, the weighted AUC and that in all styles, how far this is behind the best with the paired standard error; what the rule chooses and what was frozen.
 
-    The last four only where all candidates were run. ValueError: a record of other settings.
+    How far behind, its error and what the rule chooses only where all candidates were run. ValueError: a record of other settings.
     """
     rows, runs = [], candidate_runs(group, root, profile)
     gaps = recipe_gaps(runs) if all(len(r) == len(RECIPE_SEEDS[group]) for r in runs.values()) else {}
@@ -217,18 +217,26 @@ def looks_table(cells):  # as read_grid returns it
     return pd.DataFrame(rows).drop_duplicates(["patients", "images", "class"]).reset_index(drop=True) if rows else pd.DataFrame([{"images": "not run"}])
 
 # %% ../nbs/foundations/grid.ipynb #21d9dae5
-def block_table(blocks,  # of the test images, as `file_blocks` returns them
-                cells):  # {label: read_cell}
-    "A row a block of file numbers: how much it looks like class 1, and the share that each cell's runs call class 1, mean over the seeds."
+def block_table(record,  # of measure_shift
+                cells):  # {label: read_cell}, of networks that were tested on the images of the record
+    """A row a block of file numbers (`file_blocks`) of the test images: how much it looks like class 1, and the share that each cell's runs call class 1.
+
+    Mean over the seeds, with the 95 % interval of a bootstrap over the patients of the block. ValueError: runs tested on other images.
+    """
     rows = []
-    for block in blocks:
+    for block in record.metrics["blocks"]["test"]:
         row = {"series": block["series"], "numbers": f"{block['first']} to {block['last']}", "images": len(block["members"]),
-               "looks like class 1": f"{block['as_class_1']:.2f}"}
+               "looks like class 1": f"{block['as_class_1']:.2f}", "far": f"{block['far']:.2f}"}
         for label, runs in ((label, cell["runs"]) for label, cell in cells.items() if cell["runs"]):
-            p = np.array([r.metrics["predictions"]["test"]["probability"] for r in runs])[:, block["members"]]
-            called = float((p >= np.array([[r.metrics["threshold"]] for r in runs])).mean())
-            low, high = wilson_interval(called * len(block["members"]), len(block["members"]))
-            row[f"{label}: called class 1"] = f"{called:.2f} [{low:.2f}, {high:.2f}]"
+            if any(r.metrics["sets"]["test"]["fingerprint"] != record.metrics["sets"]["test"]["fingerprint"] for r in runs):
+                raise ValueError(f"{label}: the runs were tested on other images than those of {record.path}")
+            tested = [r.metrics["predictions"]["test"] for r in runs]
+            called = np.mean([np.array(p["probability"]) >= r.metrics["threshold"] for p, r in zip(tested, runs)], 0)[block["members"]]
+            who = np.unique(np.array(tested[0]["patient"])[block["members"]], return_inverse=True)[1]
+            sums, sizes = np.bincount(who, called), np.bincount(who)
+            drawn = np.random.default_rng(0).integers(0, len(sizes), (1000, len(sizes)))
+            low, high = np.quantile(sums[drawn].sum(1) / sizes[drawn].sum(1), [0.025, 0.975])
+            row[f"{label}: called class 1"] = f"{called.mean():.2f} [{low:.2f}, {high:.2f}]"
         rows.append(row)
     return pd.DataFrame(rows)
 

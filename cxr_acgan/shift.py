@@ -117,16 +117,40 @@ def _series(file_name):
     return series, int("".join(takewhile(str.isdigit, name[start:])) or 0)
 
 
-def file_blocks(data, framing, n=4):
-    "A row a series of file names and `n` runs of their numbers: series, first, last, members (places in `data`), mean sharpness and `as_class_1`."
-    names = pd.DataFrame([_series(f) for f in data.file_names], columns=["series", "number"])
-    names["sharpness"], names["as_class_1"] = image_statistics(data.images).sharpness, framing.probabilities(data.images)[:, 1]
-    rows = []
-    for series, group in names.groupby("series"):
-        for k in np.array_split(group.number.argsort(kind="stable"), min(n, len(group))):
-            block = group.iloc[k]
-            rows.append({"series": series, "first": int(block.number.min()), "last": int(block.number.max()), "members": sorted(block.index.tolist()),
-                         "sharpness": float(block.sharpness.mean()), "as_class_1": float(block.as_class_1.mean())})
+def _far(fitted, held_out):
+    "A function of (images, labels): which lie farther from all fitted images of their class, in the ten numbers, than 95 % of the held-out ones of the class."
+    from sklearn.neighbors import NearestNeighbors
+    numbers = image_statistics(fitted.images)
+    scaled = lambda images: ((image_statistics(images) - numbers.mean()) / (numbers.std() + 1e-9)).to_numpy()
+    trees = [NearestNeighbors(n_neighbors=1).fit(scaled(fitted.images[fitted.labels == c])) for c in range(fitted.num_classes)]
+    distance = lambda images, labels: np.stack([tree.kneighbors(scaled(images))[0][:, 0] for tree in trees], 1)[np.arange(len(labels)), labels]
+    known = distance(held_out.images, held_out.labels)
+    limits = np.array([np.quantile(known[held_out.labels == c], 0.95) for c in range(fitted.num_classes)])
+    return lambda images, labels: distance(images, labels) > limits[labels]
+
+
+def file_blocks(splits,   # {name: CXRDataset}
+                framing,  # FramingWeights
+                fitted, held_out,  # CXRDataset: the patients it was fitted on, and others
+                n=4):
+    """Each series of file names, cut where numbers of another split lie between, and each split's part of it into some `n`: {split: rows}.
+
+    A row: series, first and last number, members (places in the split), means of sharpness, black level and `as_class_1`, and `far`, the
+    share of images that lie farther from all fitted ones of their class, in the ten numbers, than 95 % of the held-out ones.
+    """
+    far, rows, tables = _far(fitted, held_out), {split: [] for split in splits}, []
+    for split, data in splits.items():
+        names = pd.DataFrame([_series(f) for f in data.file_names], columns=["series", "number"])
+        tables.append(pd.concat([names, image_statistics(data.images)[["sharpness", "black level"]]], axis=1).assign(
+            split=split, members=range(len(data)), as_class_1=framing.probabilities(data.images)[:, 1], far=far(data.images, data.labels)))
+    for series, group in pd.concat(tables).sort_values("number", kind="stable").groupby("series"):
+        for _, run in group.groupby((group.split != group.split.shift()).cumsum()):
+            split, numbers = run.split.iloc[0], run.number.unique()
+            parts = round(n * len(run) / (group.split == run.split.iloc[0]).sum())
+            for part in np.array_split(numbers, min(max(parts, 1), len(numbers))):
+                block = run[run.number.isin(part)]
+                means = block[["sharpness", "black level", "as_class_1", "far"]].mean().astype(float).round(4).to_dict()
+                rows[split].append({"series": series, "first": int(part[0]), "last": int(part[-1]), "members": sorted(block.members.tolist())} | means)
     return rows
 
 
@@ -135,7 +159,7 @@ def measure_shift(dataset="kermany", profile="cpu", out=None, image_size=64, n=N
 
     metrics: `splits` (`shift_table`, to which the test labels give only the class shares), `classes` (the same of each class, which reads
     each label, and by which nothing is chosen), `class_auc` (of the statistics alone, on validation patients, and weighted; the same of
-    boosted trees, a rule of another kind), `effective_n`, `blocks` (`file_blocks` of both splits), `cover` (`cover_table` of `AUGMENTATIONS`); history: for each split and series of files the mean statistics, and `as_class_1`, the mean
+    boosted trees, a rule of another kind), `effective_n`, `blocks` (`file_blocks`), `sets` (the test images), `cover` (`cover_table` of `AUGMENTATIONS`); history: for each split and series of files the mean statistics, and `as_class_1`, the mean
     probability of class 1 that they give. ValueError: a finished record of other augmentations.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
@@ -152,6 +176,7 @@ def measure_shift(dataset="kermany", profile="cpu", out=None, image_size=64, n=N
     p, w = framing.probabilities(held_out.images), framing(held_out.images, held_out.labels)
     trees = (HistGradientBoostingClassifier(random_state=0).fit(image_statistics(fitted.images), fitted.labels)
              .predict_proba(image_statistics(held_out.images)))
+    styled = np.concatenate([framing.probabilities(restyle(held_out.images, **look)) for look in STYLES.values()])
     rows = []
     for data in (train, test):
         table = image_statistics(data.images).assign(as_class_1=framing.probabilities(data.images)[:, 1])
@@ -160,9 +185,10 @@ def measure_shift(dataset="kermany", profile="cpu", out=None, image_size=64, n=N
     of = lambda data, c: data.subset(data.labels == c)
     classes = {name: shift_table(of(train, c), of(test, c)).to_dict("records") for c, name in enumerate(train.class_names)}
     metrics = {"splits": shift_table(train, test).to_dict("records"), "classes": classes, "effective_n": effective_n(w, held_out.labels),
-               "blocks": {data.split: file_blocks(data, framing) for data in (train, test)},
+               "blocks": file_blocks({data.split: data for data in (train, test)}, framing, fitted, held_out), "sets": {"test": test.describe()},
                "class_auc": {"validation": weighted_auc(held_out.labels, p), "weighted": weighted_auc(held_out.labels, p, w),
-                             "boosted": weighted_auc(held_out.labels, trees), "boosted, weighted": weighted_auc(held_out.labels, trees, w)},
+                             "boosted": weighted_auc(held_out.labels, trees), "boosted, weighted": weighted_auc(held_out.labels, trees, w),
+                             "in all styles, weighted": weighted_auc(np.tile(held_out.labels, len(STYLES)), styled, np.tile(w, len(STYLES)))},
                "cover": cover_table(fitted, held_out).to_dict("records")}
     shown = train.images[np.linspace(0, len(train) - 1, 6).astype(int)]
     steps = [preprocess(shown, gaussian_kernel=g, equalize=e) for g, e in ((0, "none"), (3, "none"), (0, "hist"), (3, "hist"))]
@@ -174,16 +200,19 @@ def measure_shift(dataset="kermany", profile="cpu", out=None, image_size=64, n=N
 # %% ../nbs/foundations/shift.ipynb #86236a9f
 def plot_blocks(record,    # of measure_shift
                 width=7.0):  # inches
-    "How much the blocks of file numbers look like class 1 by the ten numbers of a picture, a panel a series of file names; the figure."
+    "Along the file numbers of each series: how much blocks look like class 1 by the ten numbers (above), and the share far from training images (below); the figure."
     import matplotlib.pyplot as plt
     blocks = pd.concat([pd.DataFrame(rows).assign(split=split) for split, rows in record.metrics["blocks"].items()])
-    figure, axes = plt.subplots(1, blocks.series.nunique(), figsize=(width, 2.3), sharey=True, facecolor="white", layout="constrained", squeeze=False)
-    for axis, (series, rows) in zip(axes[0], blocks.groupby("series")):
-        for i, (split, part) in enumerate(rows.groupby("split")):
-            axis.hlines(part.as_class_1, part["first"], part["last"] + 1, color=f"C{i}", lw=3, label=split)
-        axis.set_title(series, fontsize=9)
-        axis.set_xlabel("number of the file", fontsize=9)
+    figure, axes = plt.subplots(2, blocks.series.nunique(), figsize=(width, 3.6), sharex="col", sharey="row", facecolor="white", layout="constrained", squeeze=False)
+    for column, (series, rows) in zip(axes.T, blocks.groupby("series")):
+        for axis, key in zip(column, ("as_class_1", "far")):
+            for i, (split, part) in enumerate(rows.groupby("split")):
+                axis.hlines(part[key], part["first"], part["last"], color=f"C{i}", lw=3)
+                axis.plot((part["first"] + part["last"]) / 2, part[key], "os"[i], color=f"C{i}", ms=3, label=split)
+        column[0].set_title(series, fontsize=9)
+        column[1].set_xlabel("number of the file", fontsize=9)
     axes[0, 0].set(ylim=(0, 1), ylabel="looks like class 1")
+    axes[1, 0].set(ylim=(0, None), ylabel="far from training")
     axes[0, 0].legend(fontsize=8, loc="upper right")
     return figure
 

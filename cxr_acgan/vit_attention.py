@@ -422,6 +422,7 @@ RECIPES = {  # the simplest first
     "cnn": {"plain": CNN, **_augmented(CNN, ("both", "strong", "sharp")), "both_fast": _fast(CNN, "both"), "sharp_fast": _fast(CNN, "sharp"),
             "both_deep_fast": _fast(CNN, "both", options=_DEEP), "sharp_deep_fast": _fast(CNN, "sharp", options=_DEEP),
             "both_deep_fast_balanced": _fast(CNN, "both", options=_DEEP, balanced=True), "sharp_deep_fast_balanced": _fast(CNN, "sharp", options=_DEEP, balanced=True),
+            "sharp_deep_fast_balanced_hist": _fast(CNN, "sharp", options=_DEEP, balanced=True, equalize="hist"),
             "sharp_deep_fast_balanced_views": _fast(CNN, "sharp", options=_DEEP, balanced=True, views=8)},
     "vit": {**_augmented(VIT, ("both", "strong", "sharp")), "both_fast": _fast(VIT, "both"), "sharp_fast": _fast(VIT, "sharp"),
             "both_fast_balanced": _fast(VIT, "both", balanced=True), "sharp_fast_balanced": _fast(VIT, "sharp", balanced=True),

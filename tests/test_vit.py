@@ -587,6 +587,31 @@ def test_restyle_is_of_the_side():
         assert np.abs(back - changed[..., 0]).mean() < 12, name
 
 
+def test_file_blocks():
+    "Cut where the other split's numbers lie between; an unknown look is far, a known one is not."
+    train, test = draw_phantom(400, image_size=32), draw_phantom(80, 'test', image_size=32)
+    name = lambda numbers: [f'IM-{i:04d}-0001.jpeg' for i in numbers]
+    train = replace(train, file_names=name([*range(100), *range(300, 600)]))
+    strange = np.where(np.arange(80)[:, None, None, None] < 40, test.images // 4 + 190, test.images)
+    test = replace(test, file_names=name([*range(100, 140), *range(600, 640)]), images=strange.astype('uint8'), fingerprint='')
+    fitted, held_out = train.subset(np.arange(400) % 4 > 0), train.subset(np.arange(400) % 4 == 0)
+    blocks = sh.file_blocks({'train': train, 'test': test}, sh.FramingWeights(fitted.images, fitted.labels), fitted, held_out, 4)
+    ends = {split: [(r['first'], r['last']) for r in rows] for split, rows in blocks.items()}
+    assert ends == {'train': [(0, 99), (300, 399), (400, 499), (500, 599)], 'test': [(100, 119), (120, 139), (600, 619), (620, 639)]}
+    assert blocks['test'][1]['members'] == list(range(20, 40)) and min(r['far'] for r in blocks['test'][:2]) > 0.9 and max(r['far'] for r in blocks['test'][2:]) < 0.3
+
+
+def test_block_table():
+    "Called class 1 is counted by each run's threshold, and the interval is over patients."
+    block = {'series': 's', 'first': 1, 'last': 2, 'members': [1, 2, 3], 'as_class_1': 0.25, 'far': 0.1}
+    run = lambda threshold, which='a': RunRecord('x', 'cpu', 0, {}, {}, {'threshold': threshold, 'sets': {'test': {'fingerprint': which}},
+        'predictions': {'test': {'probability': [0.9, 0.9, 0.7, 0.2], 'patient': [0, 1, 1, 2]}}}, None)
+    record = RunRecord('shift', 'cpu', 0, {}, {}, {'blocks': {'test': [block]}, 'sets': {'test': {'fingerprint': 'a'}}}, None)
+    row = g.block_table(record, {'net': {'runs': [run(0.5), run(0.8)]}, 'none': {'runs': []}}).iloc[0]
+    assert row['net: called class 1'] == '0.50 [0.00, 0.75]' and row.images == 3 and 'none: called class 1' not in row
+    with pytest.raises(ValueError, match='other images'): g.block_table(record, {'net': {'runs': [run(0.5, 'b')]}})
+
+
 def test_shift_of_a_data_set(tmp_path):
     record = sh.measure_shift('phantom', 'smoke', tmp_path / 'results', n=1000)
     cover = pd.DataFrame(record.metrics['cover'])
