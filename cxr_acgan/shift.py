@@ -118,12 +118,13 @@ def _series(file_name):
 
 
 def _far(fitted, held_out):
-    "A function of (images, labels): which lie farther from all fitted images of their class, in the ten numbers, than 95 % of the held-out ones of the class."
+    "A function of (images, labels): which lie farther from all other fitted images of their class, in the ten numbers, than 95 % of the held-out ones of the class."
     from sklearn.neighbors import NearestNeighbors
     numbers = image_statistics(fitted.images)
     scaled = lambda images: ((image_statistics(images) - numbers.mean()) / (numbers.std() + 1e-9)).to_numpy()
-    trees = [NearestNeighbors(n_neighbors=1).fit(scaled(fitted.images[fitted.labels == c])) for c in range(fitted.num_classes)]
-    distance = lambda images, labels: np.stack([tree.kneighbors(scaled(images))[0][:, 0] for tree in trees], 1)[np.arange(len(labels)), labels]
+    trees = [NearestNeighbors(n_neighbors=2).fit(scaled(fitted.images[fitted.labels == c])) for c in range(fitted.num_classes)]
+    nearest = lambda d: np.where(d[:, 0] > 1e-9, d[:, 0], d[:, 1])  # of a fitted image the next, not itself
+    distance = lambda images, labels: np.stack([nearest(tree.kneighbors(scaled(images))[0]) for tree in trees], 1)[np.arange(len(labels)), labels]
     known = distance(held_out.images, held_out.labels)
     limits = np.array([np.quantile(known[held_out.labels == c], 0.95) for c in range(fitted.num_classes)])
     return lambda images, labels: distance(images, labels) > limits[labels]
@@ -136,7 +137,7 @@ def file_blocks(splits,   # {name: CXRDataset}
     """Each series of file names, cut where numbers of another split lie between, and each split's part of it into some `n`: {split: rows}.
 
     A row: series, first and last number, members (places in the split), means of sharpness, black level and `as_class_1`, and `far`, the
-    share of images that lie farther from all fitted ones of their class, in the ten numbers, than 95 % of the held-out ones.
+    share of images that lie farther from all (other) fitted ones of their class, in the ten numbers, than 95 % of the held-out ones.
     """
     far, rows, tables = _far(fitted, held_out), {split: [] for split in splits}, []
     for split, data in splits.items():
