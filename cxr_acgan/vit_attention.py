@@ -427,7 +427,6 @@ RECIPES = {  # the simplest first
     "vit": {**_augmented(VIT, ("both", "strong", "sharp")), "both_fast": _fast(VIT, "both"), "sharp_fast": _fast(VIT, "sharp"),
             "both_fast_balanced": _fast(VIT, "both", balanced=True), "sharp_fast_balanced": _fast(VIT, "sharp", balanced=True),
             "both_fast_balanced_decay": _fast(VIT, "both", balanced=True, weight_decay=1.0),
-            "both_fast_balanced_patch4": _fast(VIT, "both", balanced=True, options={"patch_size": 4, "hidden_dim": 64}),
             "both_fast_balanced_views": _fast(VIT, "both", balanced=True, views=8)},
 }
 CHOSEN = {"cnn": "sharp_deep_fast_balanced", "vit": "both_fast_balanced", "128": "cnn"}  # frozen; `choose_recipe` says what the records choose
