@@ -423,10 +423,12 @@ RECIPES = {  # the simplest first
             "both_deep_fast": _fast(CNN, "both", options=_DEEP), "sharp_deep_fast": _fast(CNN, "sharp", options=_DEEP),
             "both_deep_fast_balanced": _fast(CNN, "both", options=_DEEP, balanced=True), "sharp_deep_fast_balanced": _fast(CNN, "sharp", options=_DEEP, balanced=True),
             "sharp_deep_fast_balanced_hist": _fast(CNN, "sharp", options=_DEEP, balanced=True, equalize="hist"),
-            "sharp_deep_fast_balanced_views": _fast(CNN, "sharp", options=_DEEP, balanced=True, views=8)},
+            "sharp_deep_fast_balanced_views": _fast(CNN, "sharp", options=_DEEP, balanced=True, views=8),
+            "sharp_deep_fast_balanced_hist_views": _fast(CNN, "sharp", options=_DEEP, balanced=True, equalize="hist", views=8)},
     "vit": {**_augmented(VIT, ("both", "strong", "sharp")), "both_fast": _fast(VIT, "both"), "sharp_fast": _fast(VIT, "sharp"),
             "both_fast_balanced": _fast(VIT, "both", balanced=True), "sharp_fast_balanced": _fast(VIT, "sharp", balanced=True),
             "both_fast_balanced_decay": _fast(VIT, "both", balanced=True, weight_decay=1.0),
+            "both_fast_balanced_hist": _fast(VIT, "both", balanced=True, equalize="hist"),
             "both_fast_balanced_views": _fast(VIT, "both", balanced=True, views=8)},
 }
 CHOSEN = {"cnn": "sharp_deep_fast_balanced", "vit": "both_fast_balanced", "128": "cnn"}  # frozen; `choose_recipe` says what the records choose
