@@ -737,16 +737,20 @@ RESTS_ON = {"grid_cnn_": "cnn", "grid_vit_": "vit", "preprocess_": "cnn", "recip
 
 # %% ../nbs/05_vit_attention.ipynb #2c2ee2f3
 def _validated(evaluate, held_out, framing):
-    "Threshold, scores (plain and under the overlap weights; in all styles together) and predictions on validation patients."
-    y, weights = held_out.labels, framing(held_out.images, held_out.labels)
-    shown = {name: evaluate(restyle(held_out.images, **look)) for name, look in STYLES.items()}
-    p, pooled = shown["as it is"], _predictions(np.concatenate(list(shown.values())), held_out, len(shown)) | {"weight": np.tile(weights, len(shown))}
-    draws = auc_draws(pooled)
+    "Threshold, scores (plain and under the overlap weights) and predictions on validation patients."
+    y, weights, p = held_out.labels, framing(held_out.images, held_out.labels), evaluate(held_out.images)
     threshold = choose_threshold(y, p[:, 1], weights) if p.shape[1] == 2 else None
     log_loss = float(-np.log(np.maximum(p[np.arange(len(y)), y], 1e-7)).mean())
     return threshold, {"n": len(y), "auc": weighted_auc(y, p), "balanced_auc": weighted_auc(y, p, weights),
-                       "styles": {name: weighted_auc(y, q, weights) for name, q in shown.items()}, "styles_auc": draws[0], "draws": np.round(draws[1:], 5),
                        "effective_n": effective_n(weights, y), "log_loss": log_loss}, _predictions(p, held_out) | {"weight": np.round(weights, 4)}
+
+
+def _in_styles(evaluate, held_out, framing):
+    "What a recipe is chosen by: weighted AUC on validation patients in each of the styles, in all of them together, and that of bootstrap samples."
+    weights = framing(held_out.images, held_out.labels)
+    shown = {name: evaluate(restyle(held_out.images, **look)) for name, look in STYLES.items()}
+    draws = auc_draws(_predictions(np.concatenate(list(shown.values())), held_out, len(shown)) | {"weight": np.tile(weights, len(shown))})
+    return {"styles": {name: weighted_auc(held_out.labels, q, weights) for name, q in shown.items()}, "styles_auc": draws[0], "draws": np.round(draws[1:], 5)}
 
 
 def _predictions(p, data, times=1):
@@ -843,6 +847,8 @@ def train_cell(experiment="grid_cnn_real_all",  # see `PROFILES`
         model, history = twin[:2] if twin else fit_cell(_pool(settings, fitted, added, framing, clean), (clean(held_out.images), held_out.labels),
                                                         settings, seed, folder, verbose)
         threshold, validation, predictions = _validated(lambda images: evaluate(model, images), held_out, framing)
+        if not settings.tested:
+            validation |= _in_styles(lambda images: evaluate(model, images), held_out, framing)
         test = load("test") if settings.tested else None
         p = evaluate(model, test.images) if test else None
     record = RunRecord(experiment, profile, seed, asdict(settings) | backend, fitted.describe(), {}, history, float(history.seconds.sum()))

@@ -274,6 +274,7 @@ def test_threshold_and_recipe_never_see_the_test_set(tmp_path, monkeypatch):
     seen = candidate.metrics['validation']
     assert list(seen['styles']) == list(sh.STYLES) and seen['styles']['as it is'] == pytest.approx(seen['balanced_auc']) and len(seen['draws']) == 500
     assert min(seen['draws']) < seen['styles_auc'] < max(seen['draws'])
+    assert 'styles' not in first.metrics['validation']                     # nothing is chosen by a cell
     read = RunRecord.read(first.path)
     kept = read.metrics['predictions']['validation']
     again = v.choose_threshold(kept['label'], kept['probability'], kept['weight'])
@@ -573,9 +574,9 @@ def test_all_styles_are_ranked_together():
             return np.stack([1 - p, p], 1)
         return evaluate
     framing = lambda images, labels: np.ones(len(images))
-    steady, moving = (v._validated(network(k), data, framing)[1] for k in (0.0, 3.0))
+    steady, moving = (v._in_styles(network(k), data, framing) for k in (0.0, 3.0))
     assert set(steady['styles'].values()) == set(moving['styles'].values()) == {1.0}
-    assert steady['styles_auc'] == 1 and moving['styles_auc'] < 0.7 and moving['balanced_auc'] == 1
+    assert steady['styles_auc'] == 1 and moving['styles_auc'] < 0.7 and v._validated(network(3.0), data, framing)[1]['balanced_auc'] == 1
 
 
 def test_restyle_is_of_the_side():
