@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from .metrics import prediction_draws
 from .results import load_runs, mean_over_runs
-from .vit_attention import (CHOSEN, GRID, RECIPE_SEEDS, RECIPES, SHARES, SOURCES, best_recipe, candidate_runs, check_record, choose_threshold,
-                                     declared_seeds, recipe_gaps)
+from .vit_attention import (CHOSEN, GRID, RECIPE_SEEDS, RECIPES, SHARES, SOURCES, best_recipe, calibration, candidate_runs, check_record,
+                                     choose_threshold, declared_seeds, platt_scaling, recipe_gaps, rescale)
 
 # %% ../nbs/foundations/grid.ipynb #9eb19be4
 def recipe_table(group,      # 'cnn', 'vit' or '128'
@@ -86,7 +86,7 @@ def cell_scores(cell, scores=GRID_SCORES):  # an entry of read_grid
 
 
 def grid_table(cells):  # as read_grid returns it
-    "A row a cell: seeds, scores with intervals, threshold, accuracy at 0.5, calibration error and Brier score (means), and what a run cost."
+    "A row a cell: seeds, scores with intervals, threshold, accuracy at 0.5, calibration error and Brier score (means; as they are and by Platt's scaling on validation patients), and what a run cost."
     rows = []
     for (share, network, source), cell in cells.items():
         runs = cell["runs"]
@@ -97,8 +97,9 @@ def grid_table(cells):  # as read_grid returns it
         if runs:
             two = runs[0].metrics["threshold"] is not None  # with more classes the largest probability is called
             row |= {"threshold": f"{mean('threshold'):.3f}", "accuracy at 0.5": f"{np.mean([_accuracy_at_half(r) for r in runs]):.3f}"} if two else {}
-            row |= {"ECE": f"{mean('calibration', 'test', 'ece'):.3f}", "Brier": f"{mean('calibration', 'test', 'brier'):.3f}",
-                    "CPU seconds": f"{mean('cost', 'cpu_seconds'):.0f}", "generator's CPU seconds": _generator_cost(runs[0].metrics["generator"]),
+            row |= {"ECE": f"{mean('calibration', 'test', 'ece'):.3f}", "Brier": f"{mean('calibration', 'test', 'brier'):.3f}"}
+            row |= {f"{name}, rescaled": f"{np.mean([_rescaled(r)[key] for r in runs]):.3f}" for name, key in (("ECE", "ece"), ("Brier", "brier"))} if two else {}
+            row |= {"CPU seconds": f"{mean('cost', 'cpu_seconds'):.0f}", "generator's CPU seconds": _generator_cost(runs[0].metrics["generator"]),
                     "updates": f"{mean('cost', 'updates'):,.0f}",
                     "parameters": f"{mean('cost', 'parameters'):,.0f}", "MMAC": f"{mean('cost', 'mmac'):.1f}"}
         rows.append(row)
@@ -108,6 +109,13 @@ def grid_table(cells):  # as read_grid returns it
 def _accuracy_at_half(run):
     found = run.metrics["predictions"]["test"]
     return np.mean((np.array(found["probability"]) >= 0.5) == np.array(found["label"]))
+
+
+def _rescaled(run):
+    "Calibration on the test images of the probabilities rescaled by what validation patients say."
+    v, found = (run.metrics["predictions"][split] for split in ("validation", "test"))
+    scaled = rescale(found["probability"], *platt_scaling(v["label"], v["probability"]))
+    return calibration(found["label"], scaled, min(10, len(scaled)))
 
 
 def _generator_cost(generator):  # of a cell's record

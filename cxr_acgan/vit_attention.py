@@ -8,9 +8,10 @@ __all__ = ['CNN', 'VIT', 'RECIPES', 'CHOSEN', 'RECIPE_SEEDS', 'SOURCES', 'SHARES
            'TokenEmbedding', 'ClassToken', 'SelfAttention', 'vit_classifier', 'cnn_classifier', 'multiply_adds',
            'attention_weights', 'attention_rollout', 'rollout_maps', 'head_maps', 'grad_cam', 'show_maps', 'randomised',
            'map_correlation', 'randomisation_test', 'CellSettings', 'ablation', 'declared_seeds', 'Added',
-           'added_images', 'choose_threshold', 'calibration', 'build_cell', 'probabilities', 'view_images', 'fit_cell',
-           'check_record', 'auc_draws', 'candidate_runs', 'recipe_gaps', 'choose_recipe', 'best_recipe', 'check_choice',
-           'added_looks', 'same_training', 'train_cell', 'measure_maps', 'plot_maps', 'plot_heads', 'correlation_table']
+           'added_images', 'platt_scaling', 'rescale', 'choose_threshold', 'calibration', 'build_cell', 'probabilities',
+           'view_images', 'fit_cell', 'check_record', 'auc_draws', 'candidate_runs', 'recipe_gaps', 'choose_recipe',
+           'best_recipe', 'check_choice', 'added_looks', 'same_training', 'train_cell', 'measure_maps', 'plot_maps',
+           'plot_heads', 'correlation_table']
 
 # %% ../nbs/05_vit_attention.ipynb #1a016e77
 import json
@@ -542,21 +543,39 @@ def added_images(settings,  # CellSettings
     return Added(images, labels, chosen, generator)
 
 # %% ../nbs/05_vit_attention.ipynb #03907fc9
-def choose_threshold(labels,       # 0 or 1, (n,)
-                     probability,  # of class 1, (n,)
-                     weights=None):
-    "Where a logistic regression on the logit, both classes weighing the same, says one half (Platt 1999); 0.5 where ill do not score higher. ValueError: a class is missing."
+def _logit(probability):
+    p = np.clip(np.asarray(probability, float), 1e-7, 1 - 1e-7)
+    return np.log(p / (1 - p))
+
+
+def platt_scaling(labels,       # 0 or 1, (n,)
+                  probability,  # of class 1, (n,)
+                  weights=None):
+    "Slope and offset of the logistic regression of the class on the logit (Platt 1999), floats. ValueError: a class is missing."
     from sklearn.linear_model import LogisticRegression
     y, w = np.asarray(labels), np.ones(len(labels)) if weights is None else np.asarray(weights, float)
     if set(np.unique(y)) != {0, 1}:
         raise ValueError("labels must hold both 0 and 1, and nothing else")
-    p = np.clip(np.asarray(probability, float), 1e-7, 1 - 1e-7)
-    logit = np.log(p / (1 - p))
-    equal = w / np.bincount(y, w)[y] * len(y) / 2
-    middle, spread = np.average(logit, weights=equal), logit.std() + 1e-6
-    fit = LogisticRegression(max_iter=1000).fit((logit[:, None] - middle) / spread, y, sample_weight=equal)
-    slope, offset = float(fit.coef_[0, 0]), float(fit.intercept_[0])
-    return float(1 / (1 + np.exp(spread * offset / slope - middle))) if slope > 1e-6 else 0.5
+    logit = _logit(probability)
+    middle, spread = np.average(logit, weights=w), logit.std() + 1e-6
+    fit = LogisticRegression(max_iter=1000).fit((logit[:, None] - middle) / spread, y, sample_weight=w)
+    slope = float(fit.coef_[0, 0]) / spread
+    return slope, float(fit.intercept_[0]) - slope * middle
+
+
+def rescale(probability, slope, offset):  # as platt_scaling gives them
+    "Probabilities of class 1 by the regression: float64, the shape of those given."
+    return 1 / (1 + np.exp(-slope * _logit(probability) - offset))
+
+
+def choose_threshold(labels,       # 0 or 1, (n,)
+                     probability,  # of class 1, (n,)
+                     weights=None):
+    "Where `platt_scaling`, both classes weighing the same, says one half; 0.5 where ill do not score higher. ValueError: a class is missing."
+    y, w = np.asarray(labels), np.ones(len(labels)) if weights is None else np.asarray(weights, float)
+    equal = w / np.bincount(y, w)[y] * len(y) / 2 if set(np.unique(y)) == {0, 1} else w
+    slope, offset = platt_scaling(y, probability, equal)
+    return float(1 / (1 + np.exp(offset / slope))) if slope > 1e-6 else 0.5
 
 # %% ../nbs/05_vit_attention.ipynb #9a9b7086
 def calibration(labels,         # class numbers (n,)

@@ -448,7 +448,8 @@ def stored(root, experiment='grid_cnn_real_all', profile='cpu', seed=0, probabil
     "A record of an experiment with known predictions on 100 images."
     y = np.arange(100) % 2
     p = np.where(y, 0.8, 0.2) if probability is None else probability
-    metrics = {'threshold': threshold, 'predictions': {'test': {'label': y, 'patient': y * 0 + np.arange(100), 'probability': p}}, 'generator': {},
+    known = {'label': y, 'patient': np.arange(100), 'probability': p}
+    metrics = {'threshold': threshold, 'predictions': {'validation': known, 'test': known}, 'generator': {},
                'calibration': {'test': {'ece': 0.1, 'brier': 0.1}}, 'cost': {'seconds': 99.0, 'cpu_seconds': 150.0, 'updates': 5, 'parameters': 6, 'mmac': 7.0}}
     kept = asdict(v.PROFILES[experiment][profile]) | {'backend': 'tensorflow'} | settings
     RunRecord(experiment, profile, seed, kept, {}, metrics, pd.DataFrame({'update': [0]})).write(root)
@@ -469,6 +470,19 @@ def test_records_of_other_settings_are_refused(tmp_path):
     views = v.PROFILES['recipe_128_cnn']['cpu'].views
     path.write_text(path.read_text().replace(f'"views": {views}', f'"views": {views + 1}'))
     with pytest.raises(ValueError, match='views.*move it away'): g.recipe_table('128', tmp_path / 'c')
+
+
+def test_rescaled_calibration():
+    "Probabilities drawn too far to the middle and to one side are put right by other patients; the order stays."
+    rng = np.random.default_rng(5)
+    q = rng.uniform(0.02, 0.98, (2, 5000))
+    y, shown = (rng.uniform(size=q.shape) < q).astype(int), 1 / (1 + np.exp(-0.4 * np.log(q / (1 - q)) - 1))
+    run = RunRecord('x', 'cpu', 0, {}, {}, {'predictions': {s: {'label': y[k], 'probability': shown[k]} for k, s in enumerate(('validation', 'test'))}}, pd.DataFrame())
+    assert v.calibration(y[1], shown[1])['ece'] > 0.15 and g._rescaled(run)['ece'] < 0.03 and g._rescaled(run)['brier'] < v.calibration(y[1], q[1])['brier'] + 0.002
+    slope, offset = v.platt_scaling(y[0], shown[0])
+    assert slope == pytest.approx(1 / 0.4, rel=0.1) and offset == pytest.approx(-1 / 0.4, rel=0.1)
+    assert np.allclose(v.rescale(shown[1], slope, offset), q[1], atol=0.04)
+    with pytest.raises(ValueError, match='both 0 and 1'): v.platt_scaling(y[0] * 0, shown[0])
 
 
 def test_grid_table_by_hand(tmp_path):
