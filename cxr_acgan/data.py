@@ -108,11 +108,12 @@ class CXRDataset:
         return {str(s): dict(zip(self.class_names, row)) for s, row in zip(names, table.tolist())}
 
     def describe(self):
-        "What a record keeps of the dataset: JSON-able. `patients` counts them (None where the source names none); images a source and a licence where known."
+        "What a record keeps of the dataset: JSON-able. `patients` counts them (None where the source names none), `without_patient` images beside them that name none; images a source and a licence where known."
         patients = set(self.patients) - {''}
+        unnamed = {'without_patient': self.patients.count('')} if patients and '' in self.patients else {}
         known = {f: {t: texts.count(t) for t in sorted(set(texts))} for f in ('sources', 'licences') if (texts := getattr(self, f))}
         return dict(name=self.name, split=self.split, n=len(self), image_size=self.image_size, class_counts=self.class_counts(),
-                    patients=len(patients) or None, fingerprint=self.fingerprint, licence=self.licence, source=self.source, **known)
+                    patients=len(patients) or None, fingerprint=self.fingerprint, licence=self.licence, source=self.source, **unnamed, **known)
 
 
 def _digest(*parts):

@@ -488,7 +488,7 @@ def measure_images(experiment="singh",  # whose generator; 'real': the baseline,
     """Measure a trained generator and write the record `quality_<experiment>`; a finished record is returned as it is.
 
     metrics: `half` (as many images as half of the training patients have, against the other half), `train` (n images against
-    all training images), `memorisation` (of a VAE with its reconstructions of the test images as `unseen`), `tsne`, `seconds`; of real images `half` and `test` (test against training images).
+    all training images that the generator was trained on), `memorisation` (copies of these, of a VAE with its reconstructions of the test images as `unseen`), `tsne`, `seconds`; of real images `half` and `test` (test against training images).
     FileNotFoundError: no weights; ValueError: a record made with other settings or data, data that the generator was not
     trained on, and as of `load_cxr` and `image_quality`.
     """
@@ -503,18 +503,28 @@ def measure_images(experiment="singh",  # whose generator; 'real': the baseline,
     size = 64 if real else generator.output_shape[1]
     train, test = (load_cxr(dataset, split, size, progress=False) for split in ("train", "test"))
     identity = None if real else generator_identity(experiment, profile, seed, root)
-    shares = [training_share(train, share)[0].fingerprint for share in (1.0, 0.1)] if identity and profile != "smoke" else []
-    if shares and identity["trained_on"] not in (None, train.fingerprint, *shares):
-        raise ValueError(f"{experiment} was trained on other images than {dataset}: give the data set it was trained on")
+    trained_on = None if real else _trained_on(identity, train, profile)
     settings = {"generator": experiment, "n": None if real else n, "space": space, "image_size": size, "identity": identity,
                 "controls": None if real else controls, "backend": keras.backend.backend()}
-    metrics, sheets = _measure_real(train, test, space, seed) if real else _measure_generator(generator, train, test, n, space, seed, controls, _decoded(experiment, profile, seed, root, generator, test))
+    metrics, sheets = _measure_real(train, test, space, seed) if real else _measure_generator(generator, train, trained_on, test, n, space, seed, controls, _decoded(experiment, profile, seed, root, generator, test))
     metrics["seconds"] = time.perf_counter() - start
     history = pd.DataFrame([{"set": k, "n": metrics[k]["n"], "frechet_distance": metrics[k]["frechet_distance"]}
                             for k in ("half", "train", "test") if k in metrics])
     record = RunRecord(name, profile, seed, settings, train.describe(), metrics, history, metrics["seconds"])
     record.write(root, sheets)
     return record
+
+
+def _trained_on(identity, train, profile):
+    "The part of the training images that the generator saw: all, or those of a `training_share`; ValueError: of other images."
+    shares = (training_share(train, share)[0] for share in (1.0, 0.1))
+    known = identity["trained_on"]
+    if known in (None, train.fingerprint) or profile == "smoke":
+        return train
+    part = next((part for part in shares if part.fingerprint == known), None)
+    if part is None:
+        raise ValueError(f"{identity['experiment']} was trained on other images than {train.name}: give the data set it was trained on")
+    return part
 
 # %% ../nbs/04_vgg16_eval.ipynb #87914382
 def _same_quality(record, experiment, profile, dataset, seed, root, n, controls):
@@ -540,18 +550,18 @@ def _decoded(experiment, profile, seed, root, generator, test):
     return reconstruct_images(VAE(load_network(experiment, profile, seed, "encoder", root), generator), test.images, test.labels)
 
 
-def _measure_generator(generator, train, test, n, space, seed, controls, unseen=None):
+def _measure_generator(generator, train, trained_on, test, n, space, seed, controls, unseen=None):
     "Numbers, and two sheets: the closest pairs (generated above, training image below, black where its licence does not let it be shown), and some images of the t-SNE map."
     images, labels = labelled_images(generator, n, seed, np.bincount(train.labels, minlength=train.num_classes) / len(train))
     half, other = split_by_patient(train, 0.5, seed)
     some = slice(min(len(half), n))
-    memorised = memorisation_report(images, train.images, test.images, test.patients, train.patients, seed=seed, controls=controls, unseen=unseen,
+    memorised = memorisation_report(images, trained_on.images, test.images, test.patients, trained_on.patients, seed=seed, controls=controls, unseen=unseen,
                                     features=lambda x: image_features(x, space))
     pairs = memorised["closest"]
-    closest = np.concatenate([images[pairs["generated"]], train.shown(pairs["train"])])
+    closest = np.concatenate([images[pairs["generated"]], trained_on.shown(pairs["train"])])
     tsne, thumbnails = _map(images[:200], labels[:200], train, space, seed)
     return ({"half": image_quality(images[some], labels[some], other, space, seed),
-             "train": image_quality(images, labels, train, space, seed), "memorisation": memorised, "tsne": tsne},
+             "train": image_quality(images, labels, trained_on, space, seed), "memorisation": memorised, "tsne": tsne},
             {"closest.png": image_sheet(closest, ncols=len(pairs["train"])), "tsne.png": thumbnails})
 
 

@@ -2,6 +2,7 @@
 import shutil
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -13,7 +14,7 @@ from cxr_acgan import acgan
 from cxr_acgan.data import load_cxr
 from cxr_acgan.ledger import answer, load_claims
 from cxr_acgan.metrics import prediction_draws
-from cxr_acgan.results import RunRecord, load_network
+from cxr_acgan.results import RunRecord, load_network, record_images
 
 TINY = replace(acgan.CARBONE, image_size=16, width=1, images=24, updates=6, batch_size=4, learning_rate=1e-3, log_every=2, sample_updates=(0, 2, 6),
                kept_updates=(2, 6), evaluated=9, history_every=2, checkpoint_every=2)
@@ -197,11 +198,12 @@ def test_same_on_backends(backend, same_on_backends):
     assert max(np.abs(v).max() for k, v in found.items() if k.startswith("generator")) > 1e-3
 
 
-def test_cut_off_and_resumed(trained, tmp_path, monkeypatch):
+@pytest.mark.parametrize("cut_at", [2, 6])
+def test_cut_off_and_resumed(trained, tmp_path, monkeypatch, cut_at):
     watch = acgan._watch
 
     def cut(gan, *args):
-        if gan.updates_done == 6: raise KeyboardInterrupt
+        if gan.updates_done == cut_at: raise KeyboardInterrupt
         return watch(gan, *args)
 
     monkeypatch.setattr(acgan, "_watch", cut)
@@ -284,8 +286,13 @@ def test_experiments_on_covidx(trained, monkeypatch):
     assert found.value == pytest.approx(runs[0]["scores"]["test"]["f1"]["value"] - runs[1]["scores"]["test"]["f1"]["value"], abs=1e-6)
     assert prediction_draws(runs[0]["predictions"]["test"])[0]["f1"] == pytest.approx(runs[0]["scores"]["test"]["f1"]["value"], abs=1e-6)
     monkeypatch.setattr(acgan, "inception_network", lambda: (_ for _ in ()).throw(OSError("no weights here")))
+    monkeypatch.setattr(acgan, "COPIES_NEED", 1)
+    monkeypatch.setattr(acgan, "memorisation_report", partial(acgan.memorisation_report, false_alarm_rate=0.5, controls=4))
     record = quiet("carbone_quality", "cpu", "covidx", 0, trained)
     quality = record.metrics
+    copies, n = quality["memorisation"], record.metrics["sets"]["train"]["n"]
+    assert copies["n"] == 30 and max(copies["closest"]["train"]) < n and copies["controls"]["recompressed"]["n"] == 4 and 0 <= copies["features"]["agreement"] <= 1
+    assert len(record_images(record, "closest.png")) == 12 and set(quality["ms_ssim"]) == {"synthetic", "real"}
     assert quality["missing"] == {"inception": "no weights here"} and not {"learning_rate", "updates", "epochs"} & set(record.settings)
     space = quality["spaces"]["covidx"]
     assert {"repository", "clean", "real"} == set(space) and 0 <= space["clean"]["recall"] <= 1 and quality["spaces"]["classifier"]["accuracy"] <= 1

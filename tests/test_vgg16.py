@@ -215,7 +215,7 @@ def test_sheets_show_no_image_that_may_not_be_shown():
     train, test = (load_cxr('phantom', split, 64, n=n, progress=False) for split, n in (('train', 160), ('test', 240)))
     closed = replace(train, licences=('unclear',) * 80 + ('CC BY 4.0',) * 40 + ('CC BY-NC 4.0',) * 40)
     assert closed.showable.sum() == 40
-    found, sheets = v._measure_generator(acgan_generator(), closed, test, 128, 'cxr', 0, 8)
+    found, sheets = v._measure_generator(acgan_generator(), closed, closed, test, 128, 'cxr', 0, 8)
     beside = sheet_images(sheets['closest.png'], 64)[10:20]
     assert [bool(x.any()) for x in beside] == closed.showable[found['memorisation']['closest']['train']].tolist()
     some = np.random.default_rng(v.seed_hash(0, 5000)).permutation(160)[:128]
