@@ -11,7 +11,7 @@ keras = pytest.importorskip('keras')
 from cxr_acgan import vgg16_eval as v  # noqa: E402
 from cxr_acgan.acgan import acgan_generator  # noqa: E402
 from cxr_acgan.adversarial import open_run  # noqa: E402
-from cxr_acgan.data import load_cxr  # noqa: E402
+from cxr_acgan.data import load_cxr, training_share  # noqa: E402
 from cxr_acgan.metrics import scores_from_confusion  # noqa: E402
 from cxr_acgan.results import RunRecord, load_network, runs_folder, sheet_images  # noqa: E402
 from cxr_acgan.vae import VAE, reconstruct_images, train_vae  # noqa: E402
@@ -208,6 +208,15 @@ def test_a_finished_training_is_not_another(cxr_data, monkeypatch):
     assert (len(shown), shown['recall'].str.contains(r'1\.000 \[1\.000').sum()) == (4, 0)
     monkeypatch.setitem(v.PROFILES['vgg16_singh_6000'], 'cpu', replace(v.PROFILES['vgg16_singh_6000']['cpu'], patience=9))
     with pytest.raises(ValueError, match='move it away'): v.train_vgg16('vgg16_singh_6000', 'cpu', 'kermany', 0, out)
+
+
+def test_copies_are_searched_among_what_was_trained_on():
+    train = load_cxr('phantom', 'train', 32, n=160, progress=False)
+    parts = {share: training_share(train, share)[0] for share in (1.0, 0.1)}
+    of = lambda known, profile='cpu': v._trained_on({'experiment': 'vae', 'trained_on': known}, train, profile)
+    assert [len(of(part.fingerprint)) for part in parts.values()] == [len(part) for part in parts.values()] and len(parts[0.1]) < len(parts[1.0]) < 160
+    assert of(train.fingerprint) is of(None) is of('other', 'smoke') is train
+    with pytest.raises(ValueError, match='vae was trained on other images than phantom'): of('other')
 
 
 def test_sheets_show_no_image_that_may_not_be_shown():
