@@ -10,8 +10,8 @@ __all__ = ['CNN', 'VIT', 'RECIPES', 'CHOSEN', 'RECIPE_SEEDS', 'SOURCES', 'SHARES
            'map_correlation', 'randomisation_test', 'CellSettings', 'ablation', 'declared_seeds', 'Added',
            'added_images', 'platt_scaling', 'rescale', 'choose_threshold', 'calibration', 'build_cell', 'probabilities',
            'view_images', 'fit_cell', 'check_record', 'auc_draws', 'candidate_runs', 'recipe_gaps', 'choose_recipe',
-           'best_recipe', 'check_choice', 'added_looks', 'same_training', 'train_cell', 'measure_maps', 'plot_maps',
-           'plot_heads', 'correlation_table']
+           'best_recipe', 'check_choice', 'added_looks', 'same_training', 'train_cell', 'measure_stretch',
+           'measure_maps', 'plot_maps', 'plot_heads', 'correlation_table']
 
 # %% ../nbs/05_vit_attention.ipynb #1a016e77
 import json
@@ -29,6 +29,7 @@ from .adversarial import (dtype_policy, fit_arguments, generate_classes, open_ru
 from .data import augment_classic, load_cxr, preprocess, training_share
 from .metrics import _weighted_auc, classification_scores
 from .results import RunRecord, image_sheet, load_network, load_runs, record_images, results_root, runs_folder, weights_digest
+from .framing import draw_out
 from .shift import (AUGMENTATIONS, STYLES, Augmentation, FramingWeights, augment, effective_n, image_statistics, restyle,
                                      weighted_auc)
 
@@ -886,6 +887,36 @@ def train_cell(experiment="grid_cnn_real_all",  # see `PROFILES`
     record.write(root)
     for name in ("last.keras", "rounds.json"):
         (folder / name).unlink(missing_ok=True)
+    return record
+
+# %% ../nbs/05_vit_attention.ipynb #c418e609
+def measure_stretch(experiment="grid_cnn_real_all", profile="cpu", dataset="kermany", seed=0,
+                    out=None,  # folder of records; weights lie in `runs` beside it
+                    down=(0.9, 1.0, 1.1, 1.2, 1.3)):  # factors of `draw_out`
+    """Show a trained network of two classes validation patients drawn out from top to bottom: the record `stretch_<experiment>`; a finished one is returned.
+
+    history: a row a factor: down, n, and of each class the share called class 1 (`healthy_called`, `ill_called`) and the median probability
+    of it (`healthy_median`, `ill_median`). FileNotFoundError: no record or weights; ValueError: weights of another training.
+    """
+    root, name, start = results_root(out), f"stretch_{experiment}", time.perf_counter()
+    run, path = _finished(experiment, profile, seed, root), root / name / f"{profile}-seed{seed}"
+    if (path / "run.json").exists() and profile != "smoke":
+        record = RunRecord.read(path)
+        if record.metrics["weights"] != run.metrics["weights"]:
+            raise ValueError(f"{path} is of another network than that of {run.path}: move it away, then measure again")
+        return record
+    model, s = _classifier(run, root), profile_settings(PROFILES, experiment, profile)
+    held_out, rows = training_share(load_cxr(dataset, "train", s.image_size, n=s.images, progress=False), s.share, s.validation)[1], []
+    for factor in down:
+        shown = preprocess(draw_out(held_out.images, factor), gaussian_kernel=s.gaussian_kernel, equalize=s.equalize)
+        p, row = probabilities(model, shown, s.views, s.augmentation)[:, 1], {"down": factor, "n": len(held_out)}
+        for c, who in enumerate(("healthy", "ill")):
+            of_class = p[held_out.labels == c]
+            row |= {f"{who}_called": float((of_class >= run.metrics["threshold"]).mean()), f"{who}_median": float(np.median(of_class))}
+        rows.append(row)
+    record = RunRecord(name, profile, seed, {"experiment": experiment, "down": list(down)}, held_out.describe(),
+                       {"weights": run.metrics["weights"], "threshold": run.metrics["threshold"]}, pd.DataFrame(rows), time.perf_counter() - start)
+    record.write(root)
     return record
 
 # %% ../nbs/05_vit_attention.ipynb #e0790529

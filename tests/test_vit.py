@@ -722,3 +722,16 @@ def test_kermany_films_tell_the_class(cxr_data):
     p, weights = framing.probabilities(held_out.images), framing(held_out.images, held_out.labels)
     assert sh.weighted_auc(held_out.labels, p) > 0.9 and abs(sh.weighted_auc(held_out.labels, p, weights) - 0.5) < 0.1
     assert not set(fitted.patients) & set(held_out.patients) and len(fitted) + len(held_out) == 5_216
+
+
+def test_chests_drawn_out(tmp_path):
+    out = tmp_path / 'results'
+    run = v.train_cell('grid_cnn_real_all', 'smoke', 'phantom', 0, out)
+    record = v.measure_stretch('grid_cnn_real_all', 'smoke', 'phantom', 0, out, down=(1.0, 1.3))
+    kept = run.metrics['predictions']['validation']
+    y, p = np.array(kept['label']), np.array(kept['probability'])
+    first = record.history.iloc[0]
+    assert first.down == 1 and first.healthy_called == pytest.approx((p[y == 0] >= run.metrics['threshold']).mean(), abs=1e-9)  # as they are: as the record has it
+    assert first.ill_median == pytest.approx(np.median(p[y == 1]), abs=1e-4) and record.history.down.tolist() == [1.0, 1.3] and record.metrics['weights'] == run.metrics['weights']
+    assert not np.allclose(record.history.iloc[0][1:], record.history.iloc[1][1:])
+    with pytest.raises(FileNotFoundError, match='grid_vit_real_all'): v.measure_stretch('grid_vit_real_all', 'smoke', 'phantom', 0, out)

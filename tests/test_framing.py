@@ -1,0 +1,54 @@
+"Where the chest lies: known zooms are found, at every size; what is no chest stays; the record."
+import numpy as np
+import pytest
+
+from cxr_acgan import framing as fr
+from cxr_acgan.data import draw_phantom
+from cxr_acgan.results import RunRecord, record_images
+
+
+@pytest.fixture(scope='module')
+def frame(): return fr.ChestFrame(draw_phantom(120, image_size=64).images)
+
+
+@pytest.mark.parametrize('down', [0.85, 1.0, 1.25])
+@pytest.mark.parametrize('size', [64, 112])
+def test_known_zoom(frame, size, down):
+    chests = draw_phantom(60, 'test', image_size=size).images
+    plain, drawn = frame.sizes(chests), frame.sizes(fr.draw_out(chests, down))
+    both = plain.found & drawn.found
+    assert both.mean() > 0.9
+    assert (drawn.down / plain.down)[both].median() == pytest.approx(down, rel=0.03) and (drawn.across / plain.across)[both].median() == pytest.approx(1, abs=0.03)
+
+
+def test_the_same_part_of_each_chest(frame):
+    chests = draw_phantom(30, 'test', image_size=64).images
+    laid = [frame(x) for x in (chests, fr.draw_out(chests, 1.2))]
+    assert all(x.shape == chests.shape and x.dtype == np.uint8 for x in laid)
+    differ = lambda a, b: np.abs(a.astype(float) - b)[:, 8:-8, 8:-8].mean()
+    assert differ(*laid) < 0.6 * differ(frame(chests, (0, 0, 0, 0)), fr.draw_out(frame(chests, (0, 0, 0, 0)), 1.2))
+
+
+def test_draw_out():
+    image = np.zeros((1, 64, 64, 1), 'uint8')
+    image[:, 22:42] = 200
+    tall, same = fr.draw_out(image, 1.5), fr.draw_out(image, 1.0)
+    assert np.array_equal(same, image) and (tall[0, :, 30, 0] > 100).sum() == 30 and (tall[0, :, 30, 0] == tall[0, ::-1, 30, 0]).all()
+
+
+def test_no_chest_stays_where_it_is(frame):
+    noise = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 1), dtype='uint8')
+    flat = np.full((2, 64, 64, 1), 90, 'uint8')
+    views, found = frame.views(np.concatenate([noise, flat]))
+    assert not found[-2:].any() and np.allclose(views[~found], np.eye(2, 3)) and np.array_equal(frame(flat), flat)
+    with pytest.raises(ValueError, match='at least 8 pictures, got 3'): fr.ChestFrame(noise[:3])
+
+
+def test_the_record(tmp_path):
+    record = fr.measure_framing('phantom', 'cpu', tmp_path, n=200)
+    again = fr.measure_framing('phantom', 'cpu', tmp_path, n=200)
+    assert again.path == record.path == tmp_path / 'framing' / 'cpu-seed0' and 0.3 < record.metrics['class_auc'] < 0.9
+    for split, classes in RunRecord.read(record.path).metrics['classes'].items():
+        assert all(c['low'] <= c['down'] <= c['high'] and 0.8 < c['down'] < 1.2 for c in classes.values()), split
+    assert len(record_images(record, 'laid.png')) == 32 and len(record_images(record, 'means.png')) % 4 == 0
+    assert len(fr.plot_framing(record).axes) == record.history.series.nunique()
