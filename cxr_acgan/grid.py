@@ -176,12 +176,12 @@ def grid_differences(cells, scores=GRID_SCORES, against="duplicated"):
 
 
 def grid_verdicts(differences):  # as grid_differences returns it
-    "One sentence for each row: helps, harms, or no difference shown. Seeds vary weights, order, augmentation and noise; the patients, and a generator, are the same."
+    "One sentence for each row: helps, harms, or no difference shown; of one seed, nothing. Seeds vary weights, order, augmentation and noise; the patients, and a generator, are the same."
     def sentence(r):
-        what = "no difference is shown" if r["p, Holm"] >= 0.05 else "better than duplicates" if r.difference > 0 else "worse than duplicates"
+        what = "not judged by one seed" if r.seeds < 2 else "no difference is shown" if r["p, Holm"] >= 0.05 else "better than duplicates" if r.difference > 0 else "worse than duplicates"
         share = "all patients" if r.patients == "all" else f"{r.patients} % of the patients"
         return (f"{NAMES.get(r.network, r.network)}, {share}, {r.images}: {what} ({r.score} {r.difference:+.3f}, 95 % interval {r.low:+.3f} to {r.high:+.3f}, "
-                f"Holm's p {r['p, Holm']:.3f} of {r.tests}, {r.seeds} seeds with the same patients{' and generator' if r.images in ('gan', 'vae') else ''})")
+                f"Holm's p {r['p, Holm']:.3f} of {r.tests}, {r.seeds} seed{'s' if r.seeds > 1 else ''} with the same patients{' and generator' if r.images in ('gan', 'vae') else ''})")
     return [sentence(r) for _, r in differences.iterrows()]
 
 # %% ../nbs/foundations/grid.ipynb #df00b1e5

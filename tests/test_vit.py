@@ -368,6 +368,7 @@ def test_holm_families():
     assert len(table) == 20 and len(first) == 8 and set(first.images) == {'gan', 'vae'} and set(first.network) == {'cnn', 'vit'}
     assert np.allclose(first['p, Holm'], g.holm(first.p)) and not np.allclose(first['p, Holm'], g.holm(table.p)[first.index])
     assert set(table.tests) == {8, 12} and 'of 8, 3 seeds with the same patients and generator' in g.grid_verdicts(first)[0]
+    assert 'not judged by one seed' in g.grid_verdicts(first.assign(seeds=1, **{'p, Holm': 0.0}))[0] and '1 seed with' in g.grid_verdicts(first.assign(seeds=1))[0]
 
 
 def scored(predictions):
