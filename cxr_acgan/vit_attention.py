@@ -892,7 +892,7 @@ def train_cell(experiment="grid_cnn_real_all",  # see `PROFILES`
 # %% ../nbs/05_vit_attention.ipynb #c418e609
 def measure_stretch(experiment="grid_cnn_real_all", profile="cpu", dataset="kermany", seed=0,
                     out=None,  # folder of records; weights lie in `runs` beside it
-                    down=(0.9, 1.0, 1.1, 1.2, 1.3)):  # factors of `draw_out`
+                    down=(0.9, 1.0, 1.1, 1.2, 1.3)):  # factors, see draw_out
     """Show a trained network of two classes validation patients drawn out from top to bottom: the record `stretch_<experiment>`; a finished one is returned.
 
     history: a row a factor: down, n, and of each class the share called class 1 (`healthy_called`, `ill_called`) and the median probability
