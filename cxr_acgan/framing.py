@@ -6,13 +6,14 @@
 __all__ = ['SIDE', 'LUNGS', 'ChestFrame', 'draw_out', 'measure_framing', 'plot_framing']
 
 # %% ../nbs/foundations/framing.ipynb #9c6be829
+import json
 import time
 import cv2
 import numpy as np
 import pandas as pd
 from .data import load_cxr, training_share
 from .results import RunRecord, image_sheet, results_root
-from .shift import FramingWeights, file_blocks, weighted_auc
+from .shift import FramingWeights, _view, file_blocks, weighted_auc
 
 # %% ../nbs/foundations/framing.ipynb #5da837ed
 SIDE = 64                         # pixels of the mean chest
@@ -21,7 +22,8 @@ LUNGS = (0.07, 0.07, 0.06, 0.12)  # of the mean chest, cut away left, right, abo
 class ChestFrame:
     """A mean chest, and where in a picture the same chest lies.
 
-    Fitted on uint8 images (n, h, w, 1) of at least 8 pictures, of which some n are used. Nothing of it depends on classes or chance.
+    Fitted on uint8 images (m, h, w, 1), of which up to n are used; nothing of it depends on classes or chance. ValueError: fewer than 8 pictures,
+    or than 8 that can be laid over their mean.
     """
     def __init__(self, images, n=600, rounds=3):
         if len(images) < 8:
@@ -30,6 +32,8 @@ class ChestFrame:
         views = [np.eye(2, 3)] * len(some)
         for k in range(rounds + 1):
             views = [self._find(x) for x in some] if k else views
+            if sum(v is not None for v in views) < 8:
+                raise ValueError(f"too few of {len(some)} pictures look like their mean: are they chests?")
             middle = np.linalg.inv(_square(np.median([v for v in views if v is not None], 0)))
             seen = [_seen(x, _square(v) @ middle) for x, v in zip(some, views) if v is not None]
             self.mean = _scaled(np.mean(seen, 0)).astype("float32")
@@ -49,10 +53,7 @@ class ChestFrame:
 
     def __call__(self, images, edges=LUNGS):
         "The same part of each chest, uint8 (n, h, w, 1); what a picture does not show is filled with its border."
-        left, right, top, bottom = edges
-        h, w = images.shape[1:3]
-        zx, zy = 1 - left - right, 1 - top - bottom
-        part = np.array([[zx, 0, left * w + (zx - 1) / 2], [0, zy, top * h + (zy - 1) / 2], [0, 0, 1]])
+        part = _square(_view(edges, 0.0, *images.shape[1:3]))
         return np.stack([_seen(x, _square(v) @ part, cv2.INTER_CUBIC) for x, v in zip(images[..., 0], self.views(images)[0])])[..., None]
 
     def _find(self, picture, steps=6):
@@ -96,14 +97,15 @@ def _seen(x, matrix, how=cv2.INTER_LINEAR):
 
 def draw_out(images, down):
     "uint8 images (n, h, w, 1), each drawn out from top to bottom by the factor `down` around its middle."
-    h = images.shape[1]
-    return np.stack([_seen(x, np.array([[1, 0, 0], [0, 1 / down, (1 - 1 / down) * (h - 1) / 2]]), cv2.INTER_CUBIC) for x in images[..., 0]])[..., None]
+    edge = (1 - 1 / down) / 2
+    view = _view((0, 0, edge, edge), 0.0, *images.shape[1:3])
+    return np.stack([_seen(x, view, cv2.INTER_CUBIC) for x in images[..., 0]])[..., None]
 
 # %% ../nbs/foundations/framing.ipynb #9234ad5d
 def measure_framing(dataset="kermany", profile="cpu", out=None, image_size=64, n=None):
     """How the chest lies in the pictures of each split, class and series of files: the record `framing`; a finished one is returned as it is.
 
-    metrics: `blocks` {split: rows} as of `file_blocks`, each with the medians of `across` and `down` and the share found; `classes` {split:
+    ValueError: a finished record of other settings. metrics: `blocks` {split: rows} as of `file_blocks`, each with the medians of `across` and `down` and the share found; `classes` {split:
     {class: {n, across, down, low, high}}}, medians and the 95 % interval of that of `down` over patients; `class_auc`, of the sizes alone on
     validation patients. Sheets: `means.png`, for each series of class 0 the mean picture of the test images and of as many training
     images next to them in number, as they are, then laid over the mean chest; `laid.png`, eight training images of each class as they are and laid over it.
@@ -113,8 +115,12 @@ def measure_framing(dataset="kermany", profile="cpu", out=None, image_size=64, n
     from sklearn.preprocessing import PolynomialFeatures, StandardScaler
     root, start = results_root(out), time.perf_counter()
     path = root / "framing" / f"{profile}-seed0"
+    settings = json.loads(json.dumps({"image_size": image_size, "side": SIDE, "edges": LUNGS}))
     if (path / "run.json").exists() and profile != "smoke":
-        return RunRecord.read(path)
+        record = RunRecord.read(path)
+        if record.settings != settings:
+            raise ValueError(f"{path} was measured with other settings: move it away")
+        return record
     splits = {split: load_cxr(dataset, split, image_size, n=n, progress=False) for split in ("train", "test")}
     fitted, held_out = training_share(splits["train"])
     frame, weights = ChestFrame(fitted.images), FramingWeights(fitted.images, fitted.labels)
@@ -124,8 +130,8 @@ def measure_framing(dataset="kermany", profile="cpu", out=None, image_size=64, n
         for row in rows:
             part = sizes[split].iloc[row["members"]]
             row |= {"across": float(part.across.median()), "down": float(part.down.median()), "found": float(part.found.mean())}
-    numbers = ["across", "down"]
-    of_fitted, of_held_out = (frame.sizes(data.images)[numbers] for data in (fitted, held_out))
+    named = sizes["train"][["across", "down"]].set_axis(splits["train"].file_names)
+    of_fitted, of_held_out = (named.loc[list(data.file_names)] for data in (fitted, held_out))
     rule = make_pipeline(StandardScaler(), PolynomialFeatures(2, include_bias=False), LogisticRegression(max_iter=5000)).fit(of_fitted, fitted.labels)
     metrics = {"blocks": blocks, "class_auc": weighted_auc(held_out.labels, rule.predict_proba(of_held_out)),
                "found": {split: float(t.found.mean()) for split, t in sizes.items()}, "sets": {"test": splits["test"].describe()},
@@ -141,7 +147,7 @@ def measure_framing(dataset="kermany", profile="cpu", out=None, image_size=64, n
     some = np.concatenate([np.flatnonzero(fitted.labels == c)[::max(1, (fitted.labels == c).sum() // 8)][:8] for c in range(fitted.num_classes)])
     shown = fitted.shown(some)
     history = pd.DataFrame([{"split": split, **{k: v for k, v in row.items() if k != "members"}} for split, rows in blocks.items() for row in rows])
-    record = RunRecord("framing", profile, 0, {"image_size": image_size, "side": SIDE, "edges": LUNGS}, splits["train"].describe(), metrics, history,
+    record = RunRecord("framing", profile, 0, settings, splits["train"].describe(), metrics, history,
                        time.perf_counter() - start)
     record.write(root, {"means.png": image_sheet(np.stack(sheet), ncols=4), "laid.png": image_sheet(np.concatenate([shown, frame(shown)]), ncols=8)})
     return record

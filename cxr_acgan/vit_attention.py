@@ -896,14 +896,15 @@ def measure_stretch(experiment="grid_cnn_real_all", profile="cpu", dataset="kerm
     """Show a trained network of two classes validation patients drawn out from top to bottom: the record `stretch_<experiment>`; a finished one is returned.
 
     history: a row a factor: down, n, and of each class the share called class 1 (`healthy_called`, `ill_called`) and the median probability
-    of it (`healthy_median`, `ill_median`). FileNotFoundError: no record or weights; ValueError: weights of another training.
+    of it (`healthy_median`, `ill_median`). FileNotFoundError: no record or weights; ValueError: weights of another training,
+    a finished record of another network or other factors.
     """
     root, name, start = results_root(out), f"stretch_{experiment}", time.perf_counter()
     run, path = _finished(experiment, profile, seed, root), root / name / f"{profile}-seed{seed}"
     if (path / "run.json").exists() and profile != "smoke":
         record = RunRecord.read(path)
-        if record.metrics["weights"] != run.metrics["weights"]:
-            raise ValueError(f"{path} is of another network than that of {run.path}: move it away, then measure again")
+        if record.metrics["weights"] != run.metrics["weights"] or record.settings["down"] != list(down):
+            raise ValueError(f"{path} is of another network than that of {run.path}, or of other factors: move it away, then measure again")
         return record
     model, s = _classifier(run, root), profile_settings(PROFILES, experiment, profile)
     held_out, rows = training_share(load_cxr(dataset, "train", s.image_size, n=s.images, progress=False), s.share, s.validation)[1], []

@@ -42,12 +42,14 @@ def test_no_chest_stays_where_it_is(frame):
     views, found = frame.views(np.concatenate([noise, flat]))
     assert not found[-2:].any() and np.allclose(views[~found], np.eye(2, 3)) and np.array_equal(frame(flat), flat)
     with pytest.raises(ValueError, match='at least 8 pictures, got 3'): fr.ChestFrame(noise[:3])
+    with pytest.raises(ValueError, match='too few of 12 .* are they chests'): fr.ChestFrame(np.repeat(flat, 6, 0))
 
 
 def test_the_record(tmp_path):
     record = fr.measure_framing('phantom', 'cpu', tmp_path, n=200)
     again = fr.measure_framing('phantom', 'cpu', tmp_path, n=200)
     assert again.path == record.path == tmp_path / 'framing' / 'cpu-seed0' and 0.3 < record.metrics['class_auc'] < 0.9
+    with pytest.raises(ValueError, match='other settings: move it away'): fr.measure_framing('phantom', 'cpu', tmp_path, image_size=32)
     for split, classes in RunRecord.read(record.path).metrics['classes'].items():
         assert all(c['low'] <= c['down'] <= c['high'] and 0.8 < c['down'] < 1.2 for c in classes.values()), split
     assert len(record_images(record, 'laid.png')) == 32 and len(record_images(record, 'means.png')) % 4 == 0
