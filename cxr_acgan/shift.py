@@ -168,7 +168,8 @@ def measure_shift(dataset="kermany", profile="cpu", out=None, image_size=64, n=N
     settings = {"image_size": image_size, "augmentations": {name: asdict(a) for name, a in AUGMENTATIONS.items()}}
     if (path / "run.json").exists() and profile != "smoke":
         record = RunRecord.read(path)
-        if record.settings != settings:
+        known = {name: asdict(Augmentation()) | a for name, a in record.settings["augmentations"].items()}  # what it did not know had today's default
+        if record.settings | {"augmentations": known} != settings:
             raise ValueError(f"{path} was measured with other settings: move it away")
         return record
     train, test = (load_cxr(dataset, split, image_size, n=n, progress=False) for split in ("train", "test"))
@@ -224,6 +225,7 @@ class Augmentation:
     crop: float = 0.0      # each edge moves inwards by up to this share of the side
     pad: float = 0.0       # or outwards, black, by up to this share
     rotation: float = 0.0  # degrees to either side
+    stretch: float = 0.0   # drawn out from top to bottom by a factor exp(-stretch) .. exp(stretch)
     contrast: float = 0.0  # factor exp(-contrast) .. exp(contrast) around the mean
     gamma: float = 0.0     # exponent exp(-gamma) .. exp(gamma)
     blur: float = 0.0      # Gaussian deviation up to this, pixels of an image of 64
@@ -251,11 +253,14 @@ def augment(images,   # uint8 (n, h, w, 1)
     sigma, out = between(0, s.blur), np.empty_like(images)
     mirrored, grain = between(0, 1) < 0.5 * s.mirror, between(0, s.noise)
     changed, crisp = between(0, 1) < s.share, between(-min(s.sharpen, 1.0), s.sharpen)
+    if s.stretch:  # the view becomes less tall around its middle
+        less = (1 - edges[:, 2:].sum(1)) * (1 - np.exp(-between(-s.stretch, s.stretch))) / 2
+        edges[:, 2:] += less[:, None]
     for k in range(n):
         x = out[k, ..., 0] = images[k, ..., 0]
         if not changed[k]:
             continue
-        view = _view(edges[k], angle[k], h, w) if s.crop or s.pad or s.rotation else None
+        view = _view(edges[k], angle[k], h, w) if s.crop or s.pad or s.rotation or s.stretch else None
         x = _changed(x, view, gain[k], power[k], sigma[k], crisp[k])
         if s.noise:
             x = np.clip(np.rint(x + grain[k] * rng.standard_normal(x.shape, dtype="float32")), 0, 255).astype("uint8")

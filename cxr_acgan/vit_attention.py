@@ -9,9 +9,9 @@ __all__ = ['CNN', 'VIT', 'RECIPES', 'CHOSEN', 'RECIPE_SEEDS', 'SOURCES', 'SHARES
            'attention_weights', 'attention_rollout', 'rollout_maps', 'head_maps', 'grad_cam', 'show_maps', 'randomised',
            'map_correlation', 'randomisation_test', 'CellSettings', 'ablation', 'declared_seeds', 'Added',
            'added_images', 'platt_scaling', 'rescale', 'choose_threshold', 'calibration', 'build_cell', 'probabilities',
-           'view_images', 'fit_cell', 'check_record', 'auc_draws', 'candidate_runs', 'recipe_gaps', 'choose_recipe',
-           'best_recipe', 'check_choice', 'added_looks', 'same_training', 'train_cell', 'measure_stretch',
-           'measure_maps', 'plot_maps', 'plot_heads', 'correlation_table']
+           'view_images', 'preparation', 'fit_cell', 'known_settings', 'check_record', 'auc_draws', 'candidate_runs',
+           'recipe_gaps', 'choose_recipe', 'best_recipe', 'check_choice', 'added_looks', 'same_training', 'train_cell',
+           'measure_stretch', 'measure_maps', 'plot_maps', 'plot_heads', 'correlation_table']
 
 # %% ../nbs/05_vit_attention.ipynb #1a016e77
 import json
@@ -29,7 +29,7 @@ from .adversarial import (dtype_policy, fit_arguments, generate_classes, open_ru
 from .data import augment_classic, load_cxr, preprocess, training_share
 from .metrics import _weighted_auc, classification_scores
 from .results import RunRecord, image_sheet, load_network, load_runs, record_images, results_root, runs_folder, weights_digest
-from .framing import draw_out
+from .framing import ChestFrame, draw_out
 from .shift import (AUGMENTATIONS, STYLES, Augmentation, FramingWeights, augment, effective_n, image_statistics, restyle,
                                      weighted_auc)
 
@@ -398,6 +398,7 @@ class CellSettings:
     validation: float = 0.2    # of all patients, set aside first
     images: int = None         # of the training set and of the test set; None: all
     image_size: int = 64
+    framed: bool = False       # cut to the same part of each chest first, see `ChestFrame`
     gaussian_kernel: int = 0   # pixels, odd; 0: no filter
     equalize: str = "none"     # "none", "hist" or "clahe"
     augmentation: Augmentation = Augmentation()
@@ -413,6 +414,7 @@ class CellSettings:
     # run
     rounds: int = 10           # parts of the training, with a validation and a backup after each
     tested: bool = True        # False: a candidate, which must not see the test images
+    drawn_out: tuple = ()      # factors to which validation pictures are drawn out beside what they are, where threshold and recipe are chosen
 
 # %% ../nbs/05_vit_attention.ipynb #fe29ca4f
 CNN = CellSettings(tested=False)
@@ -433,22 +435,27 @@ RECIPES = {  # the simplest first
             "both_fast_balanced_hist": _fast(VIT, "both", balanced=True, equalize="hist"),
             "both_fast_balanced_views": _fast(VIT, "both", balanced=True, views=8)},
 }
-CHOSEN = {"cnn": "sharp_deep_fast_balanced_hist_views", "vit": "both_fast_balanced_views", "128": "cnn"}  # frozen; `choose_recipe` says what the records choose
+CHOSEN = {"cnn": "sharp_deep_fast_balanced_hist_views", "vit": "both_fast_balanced_views", "shape": "framed_stretched", "128": "cnn"}  # frozen; `choose_recipe` says what the records choose
 
 
-def _at_128(group, **options):
-    "The recipe chosen at 64 px with another network and a longer training."
-    return replace(RECIPES[group][CHOSEN[group]], options=options, image_size=128, updates=3_000, batch_size=32, rounds=20)
+def _shaped(recipe, stretch=0.0, framed=False, **augmentation):
+    "The recipe with an answer to how the chest lies in the picture."
+    return replace(recipe, framed=framed, drawn_out=(0.9, 1.1, 1.2), augmentation=replace(recipe.augmentation, stretch=stretch, **augmentation))
 
 
-RECIPES["128"] = {"cnn": _at_128("cnn", widths=(32, 64, 128, 256)), "cnn_five": _at_128("cnn", widths=(32, 64, 128, 256, 256)),
-                  "vit": _at_128("vit", hidden_dim=192, num_layers=8)}
-RECIPE_SEEDS = {"cnn": (0, 1), "vit": (0, 1), "128": (0, 1)}  # of every candidate
+_CNN, _VIT = (RECIPES[group][CHOSEN[group]] for group in ("cnn", "vit"))
+_CLOSE = dict(framed=True, crop=0.1, pad=0.05)  # a framed chest lies where the others lie
+RECIPES["shape"] = {"as_frozen": _shaped(_CNN), "stretched": _shaped(_CNN, 0.3), "framed": _shaped(_CNN, **_CLOSE), "framed_stretched": _shaped(_CNN, 0.15, **_CLOSE)}
+_SHAPE = RECIPES["shape"][CHOSEN["shape"]]
+_at_128 = lambda recipe, **options: replace(recipe, options=options, image_size=128, updates=3_000, batch_size=32, rounds=20)
+RECIPES["128"] = {"cnn": _at_128(_SHAPE, widths=(32, 64, 128, 256)), "cnn_five": _at_128(_SHAPE, widths=(32, 64, 128, 256, 256)),
+                  "vit": _at_128(_shaped(_VIT, _SHAPE.augmentation.stretch, framed=_SHAPE.framed), hidden_dim=192, num_layers=8)}
+RECIPE_SEEDS = {"cnn": (0, 1), "vit": (0, 1), "shape": (0, 1), "128": (0, 1)}  # of every candidate
 SOURCES = ("real", "duplicated", "classic", "gan", "vae")
 SHARES = {"all": 1.0, "10": 0.1}
 GENERATORS = {("gan", "all"): "grid_gan_all", ("gan", "10"): "grid_gan_10", ("vae", "all"): "vae", ("vae", "10"): "vae_10"}
 GRID = (("all", "cnn"), ("all", "vit"), ("10", "cnn"), ("10", "vit"), ("10", "plain"))  # share and network; each with every source
-SEEDS = {"all": 5, "10": 3, "plain": 3, "ablation": 3, "128": 3}  # how many are declared: 0 to this, less 1
+SEEDS = {"all": 5, "10": 3, "plain": 3, "ablation": 3, "shape": 5, "128": 3}  # how many are declared: 0 to this, less 1
 
 # %% ../nbs/05_vit_attention.ipynb #7dc10b2a
 STEPS = {"neither": (0, "none"), "Gaussian filter": (3, "none"), "equalised": (0, "hist"), "both": (3, "hist")}  # gaussian_kernel, equalize
@@ -465,7 +472,7 @@ def ablation(recipe):  # CellSettings, of the cells of real images
 
 
 def _experiments():
-    "{experiment: CellSettings}: candidates, the grid, the ablation of the preprocessing, the best at 128 px."
+    "{experiment: CellSettings}: candidates, the grid, the ablation of the preprocessing, the CNN that the second study chooses, the best at 128 px."
     found = {f"recipe_{group}_{name}": s for group, candidates in RECIPES.items() for name, s in candidates.items()}
     frozen = {group: replace(RECIPES[group][name], tested=True) for group, name in CHOSEN.items()}
     frozen["plain"] = replace(RECIPES["cnn"]["plain"], tested=True)
@@ -473,7 +480,7 @@ def _experiments():
         for source in SOURCES:
             generator = GENERATORS.get((source, share), "")
             found[f"grid_{network}_{source}_{share}"] = replace(frozen[network], source=source, generator=generator, share=SHARES[share])
-    return found | ablation(frozen["cnn"])[1] | {"best_128": frozen["128"]}
+    return found | ablation(frozen["cnn"])[1] | {"shape_cnn": frozen["shape"], "best_128": frozen["128"]}
 
 
 def _profiles(settings):
@@ -492,7 +499,7 @@ def declared_seeds(experiment):  # one of `PROFILES`
     kind, *middle = experiment.split("_")
     if kind == "recipe":
         return RECIPE_SEEDS[middle[0]]
-    return range(SEEDS[{"preprocess": "ablation", "best": "128"}.get(kind) or ("plain" if middle[0] == "plain" else middle[-1])])
+    return range(SEEDS[{"preprocess": "ablation", "shape": "shape", "best": "128"}.get(kind) or ("plain" if middle[0] == "plain" else middle[-1])])
 
 # %% ../nbs/05_vit_attention.ipynb #4397f7b4
 class Added(NamedTuple):
@@ -633,6 +640,13 @@ def view_images(images, views, augmentation=None):
     return [images] + [augment(images, changes, seed_hash(0, 8000 + k), alike=True) for k in range(1, views)]
 
 
+def preparation(settings, # CellSettings
+                fitted):  # CXRDataset, the images trained on
+    "What is done to every picture before a network sees it, a function of uint8 (n, h, w, 1): the chest cut out where `framed`, then `preprocess`. ValueError: too few chests to frame."
+    frame = ChestFrame(fitted.images) if settings.framed else np.asarray
+    return lambda images: preprocess(frame(images), gaussian_kernel=settings.gaussian_kernel, equalize=settings.equalize)
+
+
 def _round(pool, settings, seed, number):
     "Images and one-hot labels of one round: each image once before any comes again, or drawn with the odds given."
     images, labels, odds, num_classes = pool
@@ -675,10 +689,15 @@ def fit_cell(pool,        # (images uint8 (n, h, w, 1), labels (n,), odds (n,) o
 
 
 # %% ../nbs/05_vit_attention.ipynb #c8d4efab
+def known_settings(settings):  # of a record, or of CellSettings as a dict
+    "The settings as a record keeps them, without the backend; one that was not known when it was written had the value that is the default now."
+    full = asdict(CellSettings()) | {k: v for k, v in settings.items() if k != "backend"}
+    return json.loads(json.dumps(full | {"augmentation": asdict(Augmentation()) | full["augmentation"]}))
+
+
 def check_record(record):  # RunRecord of one of `PROFILES`
     "The record; ValueError where its experiment has other settings by now."
-    now = json.loads(json.dumps(asdict(profile_settings(PROFILES, record.experiment, record.profile))))
-    then = {k: v for k, v in record.settings.items() if k != "backend"}
+    now, then = known_settings(asdict(profile_settings(PROFILES, record.experiment, record.profile))), known_settings(record.settings)
     other = sorted(k for k in now | then if k not in now or k not in then or now[k] != then[k])
     if other:
         folder = runs_folder(record.experiment, record.profile, record.seed, record.path.parents[1])
@@ -738,37 +757,47 @@ def best_recipe(gaps):  # as recipe_gaps returns them
 def check_choice(experiment, profile, root=None):
     """ValueError where the records in `root` say otherwise than `CHOSEN`, by which the experiment's recipe is made, or are not yet complete.
 
-    A folder without any record of a candidate is a user's own: there the committed choice holds.
+    A folder without any record of a group's candidates is a user's own: there the committed choice holds.
     """
-    group = next((g for start, g in RESTS_ON.items() if experiment.startswith(start)), None)
-    runs = candidate_runs(group, root, profile) if group else {}
-    if not any(runs.values()):
-        return
-    missing = [f"recipe_{group}_{name} --seed {seed}" for name, found in runs.items() for seed in RECIPE_SEEDS[group] if seed not in [r.seed for r in found]]
-    if missing:
-        raise ValueError(f"{experiment} needs the recipe chosen for {group}, and the choice is not finished: {len(missing)} runs are missing, the first "
-                         f"`cxr-acgan train {missing[0]} --profile {profile}`")
-    chosen = best_recipe(recipe_gaps(runs))
-    if chosen != CHOSEN[group]:
-        raise ValueError(f"{experiment} would use the recipe {CHOSEN[group]!r} for {group}, the records choose {chosen!r}: write that into CHOSEN (nbs/05_vit_attention.ipynb)")
+    for group in next((groups for start, groups in RESTS_ON.items() if experiment.startswith(start)), ()):
+        runs = candidate_runs(group, root, profile)
+        if not any(runs.values()):
+            continue
+        missing = [f"recipe_{group}_{name} --seed {seed}" for name, found in runs.items() for seed in RECIPE_SEEDS[group] if seed not in [r.seed for r in found]]
+        if missing:
+            raise ValueError(f"{experiment} needs the recipe chosen for {group}, and the choice is not finished: {len(missing)} runs are missing, the first "
+                             f"`cxr-acgan train {missing[0]} --profile {profile}`")
+        chosen = best_recipe(recipe_gaps(runs))
+        if chosen != CHOSEN[group]:
+            raise ValueError(f"{experiment} would use the recipe {CHOSEN[group]!r} for {group}, the records choose {chosen!r}: write that into CHOSEN (nbs/05_vit_attention.ipynb)")
 
 
-RESTS_ON = {"grid_cnn_": "cnn", "grid_vit_": "vit", "preprocess_": "cnn", "recipe_128_cnn": "cnn", "recipe_128_vit": "vit", "best_128": "128"}
+RESTS_ON = {"grid_cnn_": ("cnn",), "grid_vit_": ("vit",), "preprocess_": ("cnn",), "recipe_shape_": ("cnn",), "shape_": ("shape",),
+            "recipe_128_cnn": ("shape",), "recipe_128_vit": ("vit", "shape"), "best_128": ("128",)}  # experiment: groups of candidates
 
 # %% ../nbs/05_vit_attention.ipynb #2c2ee2f3
-def _validated(evaluate, held_out, framing):
-    "Threshold, scores (plain and under the overlap weights) and predictions on validation patients."
+def _validated(evaluate, held_out, framing, shapes):  # {factor: probabilities of the pictures drawn out by it}
+    "Threshold, scores (plain and under the overlap weights) and predictions on validation patients; where there are shapes, the threshold is of all of them and the pictures as they are together."
     y, weights, p = held_out.labels, framing(held_out.images, held_out.labels), evaluate(held_out.images)
-    threshold = choose_threshold(y, p[:, 1], weights) if p.shape[1] == 2 else None
+    every, times = np.concatenate([p, *shapes.values()]), 1 + len(shapes)
+    threshold = choose_threshold(np.tile(y, times), every[:, 1], np.tile(weights, times)) if p.shape[1] == 2 else None
     log_loss = float(-np.log(np.maximum(p[np.arange(len(y)), y], 1e-7)).mean())
-    return threshold, {"n": len(y), "auc": weighted_auc(y, p), "balanced_auc": weighted_auc(y, p, weights),
-                       "effective_n": effective_n(weights, y), "log_loss": log_loss}, _predictions(p, held_out) | {"weight": np.round(weights, 4)}
+    scores = {"n": len(y), "auc": weighted_auc(y, p), "balanced_auc": weighted_auc(y, p, weights), "effective_n": effective_n(weights, y), "log_loss": log_loss}
+    if shapes and threshold is not None:
+        scores["shapes"] = [{"down": factor, **_called(q[:, 1], y, threshold)} for factor, q in sorted({1.0: p, **shapes}.items())]
+    return threshold, scores, _predictions(p, held_out) | {"weight": np.round(weights, 4)}
 
 
-def _in_styles(evaluate, held_out, framing):
-    "What a recipe is chosen by: weighted AUC on validation patients in each of the styles, in all of them together, and that of bootstrap samples."
+def _called(p, labels, threshold):
+    "The share of each class that is called class 1, and the median probability of it."
+    of = {who: p[labels == c] for c, who in enumerate(("healthy", "ill"))}
+    return {f"{who}_called": float((q >= threshold).mean()) for who, q in of.items()} | {f"{who}_median": float(np.median(q)) for who, q in of.items()}
+
+
+def _in_styles(evaluate, held_out, framing, shapes):
+    "What a recipe is chosen by: weighted AUC on validation patients in each of the styles (and shapes), in all of them together, and that of bootstrap samples."
     weights = framing(held_out.images, held_out.labels)
-    shown = {name: evaluate(restyle(held_out.images, **look)) for name, look in STYLES.items()}
+    shown = {name: evaluate(restyle(held_out.images, **look)) for name, look in STYLES.items()} | {f"drawn out by {factor:g}": p for factor, p in shapes.items()}
     draws = auc_draws(_predictions(np.concatenate(list(shown.values())), held_out, len(shown)) | {"weight": np.tile(weights, len(shown))})
     return {"styles": {name: weighted_auc(held_out.labels, q, weights) for name, q in shown.items()}, "styles_auc": draws[0], "draws": np.round(draws[1:], 5)}
 
@@ -817,12 +846,12 @@ def _same_generator(record, root):
 
 def same_training(settings, fingerprint, profile, seed, root):
     "Model and history of a finished run whose training was the same to the last number, and its experiment; None where none is at hand."
-    key = lambda s: {k: v for k, v in json.loads(json.dumps(s)).items() if k not in ("tested", "views")}
-    wanted = key(asdict(settings) | {"backend": keras.backend.backend()})
+    key = lambda s: {k: v for k, v in known_settings(s).items() if k not in ("tested", "views", "drawn_out")}
+    wanted, backend = key(asdict(settings)), keras.backend.backend()
     for name, profiles in PROFILES.items():
-        if key(asdict(profiles[profile]) | {"backend": keras.backend.backend()}) != wanted:
+        if key(asdict(profiles[profile])) != wanted:
             continue
-        for run in (r for r in load_runs(name, profile, root) if r.seed == seed and key(r.settings) == wanted and r.dataset["fingerprint"] == fingerprint):
+        for run in (r for r in load_runs(name, profile, root) if r.seed == seed and r.settings["backend"] == backend and key(r.settings) == wanted and r.dataset["fingerprint"] == fingerprint):
             try:
                 network = load_network(name, profile, seed, "classifier", root)
             except FileNotFoundError:
@@ -858,7 +887,7 @@ def train_cell(experiment="grid_cnn_real_all",  # see `PROFILES`
     added = added_images(settings, fitted, profile, seed, generators or root)
     folder, backend = runs_folder(experiment, profile, seed, root), {"backend": keras.backend.backend()}
     open_run(folder, {"settings": asdict(settings), "data": fitted.fingerprint, "generator": added.generator.get("weights")} | backend, fresh=profile == "smoke")
-    clean = lambda x: preprocess(x, gaussian_kernel=settings.gaussian_kernel, equalize=settings.equalize)
+    clean = preparation(settings, fitted)
     everyone = training_share(train, 1.0, settings.validation)[0]  # a tenth is too few for the weights, which are those of all cells
     framing = FramingWeights(everyone.images, everyone.labels)
     evaluate = lambda model, images: probabilities(model, clean(images), settings.views, settings.augmentation)
@@ -866,9 +895,10 @@ def train_cell(experiment="grid_cnn_real_all",  # see `PROFILES`
         twin = same_training(settings, fitted.fingerprint, profile, seed, root) if profile != "smoke" and not added.generator else None
         model, history = twin[:2] if twin else fit_cell(_pool(settings, fitted, added, framing, clean), (clean(held_out.images), held_out.labels),
                                                         settings, seed, folder, verbose)
-        threshold, validation, predictions = _validated(lambda images: evaluate(model, images), held_out, framing)
+        shapes = {factor: evaluate(model, draw_out(held_out.images, factor)) for factor in settings.drawn_out}
+        threshold, validation, predictions = _validated(lambda images: evaluate(model, images), held_out, framing, shapes)
         if not settings.tested:
-            validation |= _in_styles(lambda images: evaluate(model, images), held_out, framing)
+            validation |= _in_styles(lambda images: evaluate(model, images), held_out, framing, shapes)
         test = load("test") if settings.tested else None
         p = evaluate(model, test.images) if test else None
     record = RunRecord(experiment, profile, seed, asdict(settings) | backend, fitted.describe(), {}, history, float(history.seconds.sum()))
@@ -907,14 +937,10 @@ def measure_stretch(experiment="grid_cnn_real_all", profile="cpu", dataset="kerm
             raise ValueError(f"{path} is of another network than that of {run.path}, or of other factors: move it away, then measure again")
         return record
     model, s = _classifier(run, root), profile_settings(PROFILES, experiment, profile)
-    held_out, rows = training_share(load_cxr(dataset, "train", s.image_size, n=s.images, progress=False), s.share, s.validation)[1], []
-    for factor in down:
-        shown = preprocess(draw_out(held_out.images, factor), gaussian_kernel=s.gaussian_kernel, equalize=s.equalize)
-        p, row = probabilities(model, shown, s.views, s.augmentation)[:, 1], {"down": factor, "n": len(held_out)}
-        for c, who in enumerate(("healthy", "ill")):
-            of_class = p[held_out.labels == c]
-            row |= {f"{who}_called": float((of_class >= run.metrics["threshold"]).mean()), f"{who}_median": float(np.median(of_class))}
-        rows.append(row)
+    fitted, held_out = training_share(load_cxr(dataset, "train", s.image_size, n=s.images, progress=False), s.share, s.validation)
+    clean = preparation(s, fitted)
+    shown = {factor: probabilities(model, clean(draw_out(held_out.images, factor)), s.views, s.augmentation)[:, 1] for factor in down}
+    rows = [{"down": factor, "n": len(held_out), **_called(p, held_out.labels, run.metrics["threshold"])} for factor, p in shown.items()]
     record = RunRecord(name, profile, seed, {"experiment": experiment, "down": list(down)}, held_out.describe(),
                        {"weights": run.metrics["weights"], "threshold": run.metrics["threshold"]}, pd.DataFrame(rows), time.perf_counter() - start)
     record.write(root)
@@ -977,29 +1003,29 @@ def measure_maps(experiment="grid_vit_real_all", profile="cpu", dataset="kermany
             raise ValueError(f"{path} shows other networks than those of {run.path} and {following.path}: move it away, then measure again")
         return record
     model, other = (_classifier(r, root) for r in (run, following))
-    s = run.settings
-    test = load_cxr(dataset, "test", s["image_size"], n=s["images"], progress=False)
+    s = profile_settings(PROFILES, experiment, profile)
+    train, test = (load_cxr(dataset, split, s.image_size, n=s.images, progress=False) for split in ("train", "test"))
     if test.fingerprint != run.metrics["sets"]["test"]["fingerprint"]:
         raise ValueError(f"{run.path} was tested on other images than those of {dataset}")
-    images = preprocess(test.images, gaussian_kernel=s["gaussian_kernel"], equalize=s["equalize"])
+    images = preparation(s, training_share(train, s.share, s.validation)[0])(test.images)
     some = np.sort(np.random.default_rng(seed_hash(seed, 7001)).permutation(len(test))[:n])
     others = {"all weights": randomised(model, seed), "logits": randomised(model, seed, top=1), "next seed": other}
     p = np.array(run.metrics["predictions"]["test"]["probability"])
     called = (p >= run.metrics["threshold"]).astype(int) if p.ndim == 1 else p.argmax(1)
-    methods = METHODS[s["network"]]
+    methods = METHODS[s.network]
     maps = {key: {which: method(net, images[some], called[some]) for which, net in {"trained": model, **others}.items()}
             for key, method in methods.items()}
     found = {key: {which: map_correlation(m["trained"], m[which], seed=seed) for which in others} for key, m in maps.items()}
     shown = np.array(sum(_right_and_wrong(test.labels, called, 4, seed), []))
-    sheet = [_gray_maps(method(model, images[shown], called[shown]), s["image_size"]) for method in methods.values()]
-    if s["network"] == "vit":
+    sheet = [_gray_maps(method(model, images[shown], called[shown]), s.image_size) for method in methods.values()]
+    if s.network == "vit":
         first = shown[[0, min(4, len(shown) - 1)]]
-        sheet += [_gray_maps(heads, s["image_size"]) for heads in head_maps(model, images[first])]
+        sheet += [_gray_maps(heads, s.image_size) for heads in head_maps(model, images[first])]
     values = {f"{key}, {which}": c.pop("values") for key, entry in found.items() for which, c in entry.items()}
-    heads = head_maps(model, images[:1]).shape[1] if s["network"] == "vit" else 0
+    heads = head_maps(model, images[:1]).shape[1] if s.network == "vit" else 0
     metrics = {"weights": weights, "correlations": found, "heads": heads, "n_test": len(test), "accuracy": float((called == test.labels).mean()),
                "shown": {"label": test.labels[shown], "called": called[shown], "probability": p[shown]}}
-    settings = {"experiment": experiment, "n": len(some), "image_size": s["image_size"], "network": s["network"]}
+    settings = {"experiment": experiment, "n": len(some), "image_size": s.image_size, "network": s.network}
     record = RunRecord(name, profile, seed, settings, test.describe(), metrics, pd.DataFrame({"image": some} | values), time.perf_counter() - start)
     record.write(root, {"images.png": image_sheet(images[shown]), "maps.png": image_sheet(np.concatenate(sheet))})
     return record

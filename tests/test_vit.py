@@ -11,6 +11,7 @@ keras = pytest.importorskip('keras')
 from cxr_acgan import grid as g, shift as sh, vit_attention as v  # noqa: E402
 from cxr_acgan.adversarial import dtype_policy  # noqa: E402
 from cxr_acgan.data import draw_phantom, load_cxr, split_by_patient, training_share  # noqa: E402
+from cxr_acgan.framing import draw_out  # noqa: E402
 from cxr_acgan.metrics import prediction_draws  # noqa: E402
 from cxr_acgan.results import RunRecord, load_network, runs_folder, weights_digest  # noqa: E402
 
@@ -442,7 +443,7 @@ def test_runs_rest_on_a_finished_choice(tmp_path):
     candidates(tmp_path / 'mixed', '128', {names[2]: 0.4}, patient=np.arange(400))
     with pytest.raises(ValueError, match='same patients'): run(tmp_path / 'mixed')
     resting = {g: next(x for start, x in v.RESTS_ON.items() if g.startswith(start)) for g in ('grid_vit_gan_10', 'preprocess_gaussian', 'recipe_128_vit', 'best_128')}
-    assert list(resting.values()) == ['vit', 'cnn', 'vit', '128']
+    assert list(resting.values()) == [('vit',), ('cnn',), ('vit', 'shape'), ('128',)]
 
 
 def stored(root, experiment='grid_cnn_real_all', profile='cpu', seed=0, probability=None, threshold=0.6, **settings):
@@ -471,6 +472,72 @@ def test_records_of_other_settings_are_refused(tmp_path):
     views = v.PROFILES['recipe_128_cnn']['cpu'].views
     path.write_text(path.read_text().replace(f'"views": {views}', f'"views": {views + 1}'))
     with pytest.raises(ValueError, match='views.*move it away'): g.recipe_table('128', tmp_path / 'c')
+
+
+def test_settings_that_an_older_record_does_not_know(tmp_path):
+    "They had the value that is the default; where today's value is another, the record is refused."
+    for name, refused in (('grid_cnn_real_all', None), ('shape_cnn', 'drawn_out')):
+        stored(tmp_path, name)
+        path = tmp_path / name / 'cpu-seed0' / 'run.json'
+        kept = json.loads(path.read_text())
+        for key in ('framed', 'drawn_out'): del kept['settings'][key]
+        del kept['settings']['augmentation']['stretch']
+        path.write_text(json.dumps(kept))
+        if refused:
+            with pytest.raises(ValueError, match=refused): v.check_record(RunRecord.read(path.parent))
+        else:
+            v.check_record(RunRecord.read(path.parent))
+
+
+def test_the_second_study_changes_only_how_the_chest_lies():
+    frozen = v.RECIPES['cnn'][v.CHOSEN['cnn']]
+    for name, s in v.RECIPES['shape'].items():
+        assert replace(s, framed=False, drawn_out=(), augmentation=frozen.augmentation) == frozen and s.drawn_out and not s.tested
+        same = replace(s.augmentation, stretch=0.0, crop=frozen.augmentation.crop, pad=frozen.augmentation.pad) == frozen.augmentation
+        assert same and (s.framed or (s.augmentation.crop, s.augmentation.pad) == (frozen.augmentation.crop, frozen.augmentation.pad))
+    assert v.PROFILES['shape_cnn']['cpu'] == replace(v.RECIPES['shape'][v.CHOSEN['shape']], tested=True, precision='mixed_bfloat16')
+    assert len(v.declared_seeds('shape_cnn')) == 5 and v.declared_seeds('recipe_shape_framed') == (0, 1)
+
+
+def test_threshold_of_all_shapes():
+    "A network that calls taller chests more ill gets a threshold between those of the shapes, and says what each shape does to it."
+    held_out = draw_phantom(300)
+    sigmoid = lambda logit: np.stack([1 / (1 + np.exp(logit)), 1 / (1 + np.exp(-logit))], 1)
+    noise = np.random.default_rng(0).normal(0, 1, len(held_out))
+    at = lambda shift: sigmoid(4 * held_out.labels - 2 + noise + shift)
+    evaluate, framing = (lambda images: at(0.0)), (lambda images, labels: np.ones(len(labels)))
+    plain, scores, kept = v._validated(evaluate, held_out, framing, {})
+    other, shaped, same = v._validated(evaluate, held_out, framing, {1.2: at(2.0)})
+    logit = lambda p: np.log(p / (1 - p))
+    assert 'shapes' not in scores and abs(logit(plain)) < 0.3 and abs(logit(other) - 1) < 0.3
+    assert [r['down'] for r in shaped['shapes']] == [1.0, 1.2] and shaped['auc'] == scores['auc'] and np.array_equal(kept['probability'], same['probability'])
+    a, b = shaped['shapes']
+    assert a['healthy_called'] < b['healthy_called'] and b['ill_called'] >= a['ill_called'] and logit(b['ill_median']) - logit(a['ill_median']) == pytest.approx(2, abs=1e-3)
+    found = v._in_styles(evaluate, held_out, framing, {1.2: at(2.0)})
+    assert set(found['styles']) == {*sh.STYLES, 'drawn out by 1.2'} and found['styles_auc'] < scores['auc']
+
+
+def test_a_framed_cell(tmp_path):
+    "The frame is of the training patients; a chest drawn out reaches the network nearly as it was."
+    fitted, held_out = training_share(draw_phantom(160))
+    clean, plain = v.preparation(v.PROFILES['recipe_shape_framed']['cpu'], fitted), v.preparation(v.PROFILES['recipe_shape_as_frozen']['cpu'], fitted)
+    differ = lambda prepare: np.abs(prepare(held_out.images).astype(float) - prepare(draw_out(held_out.images, 1.2)))[:, 8:-8, 8:-8].mean()
+    assert differ(clean) < 0.7 * differ(plain) and clean(held_out.images).shape == held_out.images.shape
+    record = v.train_cell('shape_cnn', 'smoke', 'phantom', 0, tmp_path / 'results')
+    assert [r['down'] for r in record.metrics['validation']['shapes']] == [0.9, 1.0, 1.1, 1.2] and 'scores' in record.metrics
+    chosen = v.train_cell('recipe_shape_framed', 'smoke', 'phantom', 0, tmp_path / 'results').metrics
+    assert 'drawn out by 1.2' in chosen['validation']['styles'] and 'scores' not in chosen
+
+
+def test_drawn_out_at_random():
+    "Rows of a bar: taller or less tall by up to the factor, around the middle; what other changes draw stays the same."
+    bars = np.zeros((200, 64, 64, 1), 'uint8')
+    bars[:, 24:40] = 200
+    rows = (sh.augment(bars, sh.Augmentation(stretch=0.5), 0)[:, :, 32, 0] > 100).sum(1)
+    assert rows.min() >= 9 and rows.max() <= 27 and rows.min() < 12 and rows.max() > 23
+    images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 1), dtype='uint8')
+    exposure = sh.Augmentation(contrast=0.4)
+    assert np.abs(sh.augment(images, exposure, 1).astype(int) - sh.augment(images, replace(exposure, stretch=1e-9), 1)).max() <= 1
 
 
 def test_rescaled_calibration():
@@ -663,10 +730,12 @@ def test_grid_is_one_recipe():
 
 
 def test_the_study_at_128_px_takes_the_recipes_of_64():
+    shape = v.RECIPES['shape'][v.CHOSEN['shape']]
     for name, s in v.RECIPES['128'].items():
-        chosen = v.RECIPES[s.network][v.CHOSEN[s.network]]
+        chosen = shape if s.network == 'cnn' else v.RECIPES['vit'][v.CHOSEN['vit']]
         same = [k for k, value in asdict(s).items() if value == asdict(chosen)[k]]
-        assert {'augmentation', 'gaussian_kernel', 'equalize', 'views', 'balanced', 'learning_rate', 'label_smoothing'} <= set(same) and s.image_size == 128
+        assert {'gaussian_kernel', 'equalize', 'views', 'balanced', 'learning_rate', 'label_smoothing'} <= set(same) and s.image_size == 128
+        assert s.augmentation == replace(chosen.augmentation, stretch=shape.augmentation.stretch) and (s.framed, s.drawn_out) == (shape.framed, shape.drawn_out)
     assert len(v.RECIPES['128']) <= 3 and v.RECIPE_SEEDS['128'] == (0, 1) and not any(s.tested for s in v.RECIPES['128'].values())
 
 
