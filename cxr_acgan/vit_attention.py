@@ -414,7 +414,7 @@ class CellSettings:
     # run
     rounds: int = 10           # parts of the training, with a validation and a backup after each
     tested: bool = True        # False: a candidate, which must not see the test images
-    drawn_out: tuple = ()      # factors to which validation pictures are drawn out beside what they are, where threshold and recipe are chosen
+    heights: tuple = ()        # of the chest, see `ChestFrame.at_height`, at which validation pictures choose threshold and recipe; (): as they are
 
 # %% ../nbs/05_vit_attention.ipynb #fe29ca4f
 CNN = CellSettings(tested=False)
@@ -440,7 +440,7 @@ CHOSEN = {"cnn": "sharp_deep_fast_balanced_hist_views", "vit": "both_fast_balanc
 
 def _shaped(recipe, stretch=0.0, framed=False, **augmentation):
     "The recipe with an answer to how the chest lies in the picture."
-    return replace(recipe, framed=framed, drawn_out=(0.9, 1.1, 1.2), augmentation=replace(recipe.augmentation, stretch=stretch, **augmentation))
+    return replace(recipe, framed=framed, heights=(0.9, 1.0, 1.1, 1.2), augmentation=replace(recipe.augmentation, stretch=stretch, **augmentation))
 
 
 _CNN, _VIT = (RECIPES[group][CHOSEN[group]] for group in ("cnn", "vit"))
@@ -776,15 +776,15 @@ RESTS_ON = {"grid_cnn_": ("cnn",), "grid_vit_": ("vit",), "preprocess_": ("cnn",
             "recipe_128_cnn": ("shape",), "recipe_128_vit": ("vit", "shape"), "best_128": ("128",)}  # experiment: groups of candidates
 
 # %% ../nbs/05_vit_attention.ipynb #2c2ee2f3
-def _validated(evaluate, held_out, framing, shapes):  # {factor: probabilities of the pictures drawn out by it}
-    "Threshold, scores (plain and under the overlap weights) and predictions on validation patients; where there are shapes, the threshold is of all of them and the pictures as they are together."
+def _validated(evaluate, held_out, framing, at):  # {height: probabilities of the pictures drawn out to it}
+    "Threshold, scores (plain and under the overlap weights) and predictions on validation patients; where there are heights, the threshold is of all of them together."
     y, weights, p = held_out.labels, framing(held_out.images, held_out.labels), evaluate(held_out.images)
-    every, times = np.concatenate([p, *shapes.values()]), 1 + len(shapes)
+    every, times = np.concatenate([*at.values()] or [p]), max(len(at), 1)
     threshold = choose_threshold(np.tile(y, times), every[:, 1], np.tile(weights, times)) if p.shape[1] == 2 else None
     log_loss = float(-np.log(np.maximum(p[np.arange(len(y)), y], 1e-7)).mean())
     scores = {"n": len(y), "auc": weighted_auc(y, p), "balanced_auc": weighted_auc(y, p, weights), "effective_n": effective_n(weights, y), "log_loss": log_loss}
-    if shapes and threshold is not None:
-        scores["shapes"] = [{"down": factor, **_called(q[:, 1], y, threshold)} for factor, q in sorted({1.0: p, **shapes}.items())]
+    if at and threshold is not None:
+        scores["heights"] = [{"height": height, **_called(q[:, 1], y, threshold)} for height, q in at.items()]
     return threshold, scores, _predictions(p, held_out) | {"weight": np.round(weights, 4)}
 
 
@@ -794,10 +794,10 @@ def _called(p, labels, threshold):
     return {f"{who}_called": float((q >= threshold).mean()) for who, q in of.items()} | {f"{who}_median": float(np.median(q)) for who, q in of.items()}
 
 
-def _in_styles(evaluate, held_out, framing, shapes):
-    "What a recipe is chosen by: weighted AUC on validation patients in each of the styles (and shapes), in all of them together, and that of bootstrap samples."
+def _in_styles(evaluate, held_out, framing, at):
+    "What a recipe is chosen by: weighted AUC on validation patients in each of the styles, or at each of the heights, in all of them together, and that of bootstrap samples."
     weights = framing(held_out.images, held_out.labels)
-    shown = {name: evaluate(restyle(held_out.images, **look)) for name, look in STYLES.items()} | {f"drawn out by {factor:g}": p for factor, p in shapes.items()}
+    shown = {f"height {h:g}": p for h, p in at.items()} or {name: evaluate(restyle(held_out.images, **look)) for name, look in STYLES.items()}
     draws = auc_draws(_predictions(np.concatenate(list(shown.values())), held_out, len(shown)) | {"weight": np.tile(weights, len(shown))})
     return {"styles": {name: weighted_auc(held_out.labels, q, weights) for name, q in shown.items()}, "styles_auc": draws[0], "draws": np.round(draws[1:], 5)}
 
@@ -846,7 +846,7 @@ def _same_generator(record, root):
 
 def same_training(settings, fingerprint, profile, seed, root):
     "Model and history of a finished run whose training was the same to the last number, and its experiment; None where none is at hand."
-    key = lambda s: {k: v for k, v in known_settings(s).items() if k not in ("tested", "views", "drawn_out")}
+    key = lambda s: {k: v for k, v in known_settings(s).items() if k not in ("tested", "views", "heights")}
     wanted, backend = key(asdict(settings)), keras.backend.backend()
     for name, profiles in PROFILES.items():
         if key(asdict(profiles[profile])) != wanted:
@@ -895,10 +895,11 @@ def train_cell(experiment="grid_cnn_real_all",  # see `PROFILES`
         twin = same_training(settings, fitted.fingerprint, profile, seed, root) if profile != "smoke" and not added.generator else None
         model, history = twin[:2] if twin else fit_cell(_pool(settings, fitted, added, framing, clean), (clean(held_out.images), held_out.labels),
                                                         settings, seed, folder, verbose)
-        shapes = {factor: evaluate(model, draw_out(held_out.images, factor)) for factor in settings.drawn_out}
-        threshold, validation, predictions = _validated(lambda images: evaluate(model, images), held_out, framing, shapes)
+        frame = ChestFrame(fitted.images) if settings.heights else None
+        at = {height: evaluate(model, frame.at_height(held_out.images, height)) for height in settings.heights}
+        threshold, validation, predictions = _validated(lambda images: evaluate(model, images), held_out, framing, at)
         if not settings.tested:
-            validation |= _in_styles(lambda images: evaluate(model, images), held_out, framing, shapes)
+            validation |= _in_styles(lambda images: evaluate(model, images), held_out, framing, at)
         test = load("test") if settings.tested else None
         p = evaluate(model, test.images) if test else None
     record = RunRecord(experiment, profile, seed, asdict(settings) | backend, fitted.describe(), {}, history, float(history.seconds.sum()))

@@ -29,6 +29,19 @@ def test_the_same_part_of_each_chest(frame):
     assert differ(*laid) < 0.6 * differ(frame(chests, (0, 0, 0, 0)), fr.draw_out(frame(chests, (0, 0, 0, 0)), 1.2))
 
 
+def test_chests_of_one_height(frame):
+    "However tall they were, and in which class: all are as tall as asked; what is no chest stays."
+    chests = draw_phantom(60, 'test', image_size=64).images
+    mixed = np.concatenate([fr.draw_out(chests[:30], 0.9), fr.draw_out(chests[30:], 1.2)])
+    for height in (0.9, 1.1):
+        drawn = frame.sizes(frame.at_height(mixed, height))
+        assert drawn.found.mean() > 0.9 and drawn.down[drawn.found].median() == pytest.approx(height, rel=0.03)
+        first, second = (part.down[part.found].median() for part in (drawn[:30], drawn[30:]))
+        assert first == pytest.approx(second, rel=0.04)
+    flat = np.full((2, 64, 64, 1), 90, 'uint8')
+    assert np.array_equal(frame.at_height(flat, 1.2), flat)
+
+
 def test_draw_out():
     image = np.zeros((1, 64, 64, 1), 'uint8')
     image[:, 22:42] = 200

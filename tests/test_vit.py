@@ -476,11 +476,11 @@ def test_records_of_other_settings_are_refused(tmp_path):
 
 def test_settings_that_an_older_record_does_not_know(tmp_path):
     "They had the value that is the default; where today's value is another, the record is refused."
-    for name, refused in (('grid_cnn_real_all', None), ('shape_cnn', 'drawn_out')):
+    for name, refused in (('grid_cnn_real_all', None), ('shape_cnn', 'heights')):
         stored(tmp_path, name)
         path = tmp_path / name / 'cpu-seed0' / 'run.json'
         kept = json.loads(path.read_text())
-        for key in ('framed', 'drawn_out'): del kept['settings'][key]
+        for key in ('framed', 'heights'): del kept['settings'][key]
         del kept['settings']['augmentation']['stretch']
         path.write_text(json.dumps(kept))
         if refused:
@@ -492,29 +492,29 @@ def test_settings_that_an_older_record_does_not_know(tmp_path):
 def test_the_second_study_changes_only_how_the_chest_lies():
     frozen = v.RECIPES['cnn'][v.CHOSEN['cnn']]
     for name, s in v.RECIPES['shape'].items():
-        assert replace(s, framed=False, drawn_out=(), augmentation=frozen.augmentation) == frozen and s.drawn_out and not s.tested
+        assert replace(s, framed=False, heights=(), augmentation=frozen.augmentation) == frozen and s.heights and not s.tested
         same = replace(s.augmentation, stretch=0.0, crop=frozen.augmentation.crop, pad=frozen.augmentation.pad) == frozen.augmentation
         assert same and (s.framed or (s.augmentation.crop, s.augmentation.pad) == (frozen.augmentation.crop, frozen.augmentation.pad))
     assert v.PROFILES['shape_cnn']['cpu'] == replace(v.RECIPES['shape'][v.CHOSEN['shape']], tested=True, precision='mixed_bfloat16')
     assert len(v.declared_seeds('shape_cnn')) == 5 and v.declared_seeds('recipe_shape_framed') == (0, 1)
 
 
-def test_threshold_of_all_shapes():
-    "A network that calls taller chests more ill gets a threshold between those of the shapes, and says what each shape does to it."
+def test_threshold_of_all_heights():
+    "A network that calls taller chests more ill gets a threshold between those of the heights, and says what each height does to it."
     held_out = draw_phantom(300)
     sigmoid = lambda logit: np.stack([1 / (1 + np.exp(logit)), 1 / (1 + np.exp(-logit))], 1)
     noise = np.random.default_rng(0).normal(0, 1, len(held_out))
     at = lambda shift: sigmoid(4 * held_out.labels - 2 + noise + shift)
     evaluate, framing = (lambda images: at(0.0)), (lambda images, labels: np.ones(len(labels)))
     plain, scores, kept = v._validated(evaluate, held_out, framing, {})
-    other, shaped, same = v._validated(evaluate, held_out, framing, {1.2: at(2.0)})
+    other, shaped, same = v._validated(evaluate, held_out, framing, {1.0: at(0.0), 1.2: at(2.0)})
     logit = lambda p: np.log(p / (1 - p))
-    assert 'shapes' not in scores and abs(logit(plain)) < 0.3 and abs(logit(other) - 1) < 0.3
-    assert [r['down'] for r in shaped['shapes']] == [1.0, 1.2] and shaped['auc'] == scores['auc'] and np.array_equal(kept['probability'], same['probability'])
-    a, b = shaped['shapes']
+    assert 'heights' not in scores and abs(logit(plain)) < 0.3 and abs(logit(other) - 1) < 0.3
+    assert [r['height'] for r in shaped['heights']] == [1.0, 1.2] and shaped['auc'] == scores['auc'] and np.array_equal(kept['probability'], same['probability'])
+    a, b = shaped['heights']
     assert a['healthy_called'] < b['healthy_called'] and b['ill_called'] >= a['ill_called'] and logit(b['ill_median']) - logit(a['ill_median']) == pytest.approx(2, abs=1e-3)
-    found = v._in_styles(evaluate, held_out, framing, {1.2: at(2.0)})
-    assert set(found['styles']) == {*sh.STYLES, 'drawn out by 1.2'} and found['styles_auc'] < scores['auc']
+    found, usual = (v._in_styles(evaluate, held_out, framing, looks) for looks in ({1.0: at(0.0), 1.2: at(2.0)}, {}))
+    assert list(found['styles']) == ['height 1', 'height 1.2'] and list(usual['styles']) == list(sh.STYLES) and found['styles_auc'] < usual['styles_auc'] == pytest.approx(scores['auc'])
 
 
 def test_a_framed_cell(tmp_path):
@@ -524,9 +524,9 @@ def test_a_framed_cell(tmp_path):
     differ = lambda prepare: np.abs(prepare(held_out.images).astype(float) - prepare(draw_out(held_out.images, 1.2)))[:, 8:-8, 8:-8].mean()
     assert differ(clean) < 0.7 * differ(plain) and clean(held_out.images).shape == held_out.images.shape
     record = v.train_cell('shape_cnn', 'smoke', 'phantom', 0, tmp_path / 'results')
-    assert [r['down'] for r in record.metrics['validation']['shapes']] == [0.9, 1.0, 1.1, 1.2] and 'scores' in record.metrics
+    assert [r['height'] for r in record.metrics['validation']['heights']] == [0.9, 1.0, 1.1, 1.2] and 'scores' in record.metrics
     chosen = v.train_cell('recipe_shape_framed', 'smoke', 'phantom', 0, tmp_path / 'results').metrics
-    assert 'drawn out by 1.2' in chosen['validation']['styles'] and 'scores' not in chosen
+    assert 'height 1.2' in chosen['validation']['styles'] and 'scores' not in chosen
 
 
 def test_drawn_out_at_random():
@@ -735,7 +735,7 @@ def test_the_study_at_128_px_takes_the_recipes_of_64():
         chosen = shape if s.network == 'cnn' else v.RECIPES['vit'][v.CHOSEN['vit']]
         same = [k for k, value in asdict(s).items() if value == asdict(chosen)[k]]
         assert {'gaussian_kernel', 'equalize', 'views', 'balanced', 'learning_rate', 'label_smoothing'} <= set(same) and s.image_size == 128
-        assert s.augmentation == replace(chosen.augmentation, stretch=shape.augmentation.stretch) and (s.framed, s.drawn_out) == (shape.framed, shape.drawn_out)
+        assert s.augmentation == replace(chosen.augmentation, stretch=shape.augmentation.stretch) and (s.framed, s.heights) == (shape.framed, shape.heights)
     assert len(v.RECIPES['128']) <= 3 and v.RECIPE_SEEDS['128'] == (0, 1) and not any(s.tested for s in v.RECIPES['128'].values())
 
 
