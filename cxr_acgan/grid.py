@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GRID_SCORES', 'TABLE_SCORES', 'NAMES', 'FIRST_FAMILY', 'recipe_table', 'read_cell', 'read_grid', 'averaged',
            'cell_scores', 'grid_table', 'holm', 'contrast', 'grid_differences', 'grid_verdicts', 'plot_grid',
-           'looks_table', 'block_table', 'runs_table', 'run_differences']
+           'plot_differences', 'looks_table', 'block_table', 'runs_table', 'run_differences']
 
 # %% ../nbs/foundations/grid.ipynb #48d06712
 import numpy as np
@@ -16,7 +16,7 @@ from .vit_attention import (CHOSEN, GRID, RECIPE_SEEDS, RECIPES, SHARES, SOURCES
                                      choose_threshold, declared_seeds, platt_scaling, recipe_gaps, rescale)
 
 # %% ../nbs/foundations/grid.ipynb #9eb19be4
-def recipe_table(group,      # 'cnn', 'vit' or '128'
+def recipe_table(group,      # one of `RECIPES`
                  root=None,  # folder of records
                  profile=None):
     """A row a candidate: how many of `RECIPE_SEEDS` were run; on validation patients means of the AUC, the weighted AUC and that in all styles, how far this is behind the best with the paired standard error; what the rule chooses and what was frozen.
@@ -209,6 +209,28 @@ def plot_grid(cells,       # as read_grid returns it
         axes[0].set_ylim(0.5, 1)
     axes[0].set_ylabel(score.upper() if score == "auc" else score)
     axes[-1].legend(fontsize=8)
+    return figure
+
+
+def plot_differences(differences,  # as grid_differences returns it
+                     scores=("auc", "accuracy"),
+                     width=6.5):   # inches
+    "Each source less duplicated images, with 95 % intervals, a panel a score; filled where Holm's p is below 0.05, and seeds are two and more. The figure. ValueError: no differences."
+    import matplotlib.pyplot as plt
+    if not len(differences):
+        raise ValueError("no cell has records that could be compared with duplicated images")
+    rows = differences[["patients", "network", "images"]].drop_duplicates().to_dict("split")["data"]
+    where = {tuple(row): -i for i, row in enumerate(rows)}
+    label = lambda share, network, images: f"{NAMES.get(network, network)}, {share if share == 'all' else share + ' %'}: {images}"
+    figure, axes = plt.subplots(1, len(scores), figsize=(width, 0.8 + 0.2 * len(rows)), sharey=True, facecolor="white", layout="constrained", squeeze=False)
+    for axis, score in zip(axes[0], scores):
+        axis.axvline(0, color="0.7", lw=1)
+        for _, r in differences[differences.score == score].iterrows():
+            y, color = where[r.patients, r.network, r.images], f"C{SOURCES.index(r.images)}"
+            shown = r["p, Holm"] < 0.05 and r.seeds > 1
+            axis.errorbar(r.difference, y, xerr=[[r.difference - r.low], [r.high - r.difference]], fmt="o", color=color, mfc=color if shown else "white", ms=5, capsize=2)
+        axis.set(xlabel=f"{score.upper() if score == 'auc' else score}, less duplicated", yticks=list(where.values()), yticklabels=[label(*row) for row in where])
+        axis.tick_params(labelsize=8)
     return figure
 
 # %% ../nbs/foundations/grid.ipynb #f3a39522

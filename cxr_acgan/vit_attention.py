@@ -435,7 +435,7 @@ RECIPES = {  # the simplest first
             "both_fast_balanced_hist": _fast(VIT, "both", balanced=True, equalize="hist"),
             "both_fast_balanced_views": _fast(VIT, "both", balanced=True, views=8)},
 }
-CHOSEN = {"cnn": "sharp_deep_fast_balanced_hist_views", "vit": "both_fast_balanced_views", "shape": "framed_stretched", "128": "cnn"}  # frozen; `choose_recipe` says what the records choose
+CHOSEN = {"cnn": "sharp_deep_fast_balanced_hist_views", "vit": "both_fast_balanced_views", "shape": "framed", "128": "cnn"}  # frozen; `choose_recipe` says what the records choose
 
 
 def _shaped(recipe, stretch=0.0, framed=False, **augmentation):
