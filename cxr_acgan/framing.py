@@ -56,9 +56,10 @@ class ChestFrame:
         part = _square(_view(edges, 0.0, *images.shape[1:3]))
         return np.stack([_seen(x, _square(v) @ part, cv2.INTER_CUBIC) for x, v in zip(images[..., 0], self.views(images)[0])])[..., None]
 
-    def at_height(self, images, height):
-        "The pictures, each drawn out from top to bottom so that its chest is `height` times as tall as the mean chest, uint8 (n, h, w, 1); where none is found, as they are."
-        return np.concatenate([draw_out(x[None], height / size.down if size.found else 1.0) for x, size in zip(images, self.sizes(images).itertuples())])
+    def at_heights(self, images, heights):
+        "{height: the pictures, each drawn out from top to bottom so that its chest is so many times as tall as the mean chest, uint8 (n, h, w, 1); where none is found, as they are}."
+        sizes = list(self.sizes(images).itertuples()) if len(heights) else []
+        return {height: np.concatenate([draw_out(x[None], height / size.down if size.found else 1.0) for x, size in zip(images, sizes)]) for height in heights}
 
     def _find(self, picture, steps=6):
         "The view of one standard picture, or None: nothing like a chest, or a chest of half or twice the size."

@@ -19,7 +19,7 @@ from .vit_attention import (CHOSEN, GRID, RECIPE_SEEDS, RECIPES, SHARES, SOURCES
 def recipe_table(group,      # one of `RECIPES`
                  root=None,  # folder of records
                  profile=None):
-    """A row a candidate: how many of `RECIPE_SEEDS` were run; on validation patients means of the AUC, the weighted AUC and that in all styles, how far this is behind the best with the paired standard error; what the rule chooses and what was frozen.
+    """A row a candidate: how many of `RECIPE_SEEDS` were run; on validation patients means of the AUC, the weighted AUC and that in all styles (of `shape` and `128`: at all heights of the chest) together, how far this is behind the best with the paired standard error; what the rule chooses and what was frozen.
 
     How far behind, its error and what the rule chooses only where all candidates were run. ValueError: a record of other settings.
     """
@@ -30,7 +30,7 @@ def recipe_table(group,      # one of `RECIPES`
         mean = lambda key: float(np.mean([r.metrics["validation"][key] for r in runs[name]])) if runs[name] else float("nan")
         _, behind, error = gaps.get(name, (None, float("nan"), float("nan")))
         rows.append({"recipe": name, "learning rate": f"{settings.learning_rate:g}", "seeds": len(runs[name]), "validation AUC": mean("auc"),
-                     "weighted AUC": mean("balanced_auc"), "in all styles": mean("styles_auc"), "behind the best": behind, "standard error": error,
+                     "weighted AUC": mean("balanced_auc"), "in all looks": mean("styles_auc"), "behind the best": behind, "standard error": error,
                      "chosen": "yes" if name == chosen else "", "frozen": "yes" if CHOSEN[group] == name else ""})
     return pd.DataFrame(rows)
 
@@ -60,7 +60,7 @@ def read_grid(root=None,     # folder of records
 
 
 def averaged(runs):  # records with predictions of the same images
-    """The runs as one classifier, all of them: {split: predictions} with the mean of their logits, and the threshold that the validation patients give.
+    """The runs as one classifier, all of them: {split: predictions} with the mean of their logits, and the threshold that the validation patients give (of runs whose threshold is of several heights, the mean of theirs, as logits).
 
     ValueError: no runs, or of different images.
     """
@@ -71,7 +71,9 @@ def averaged(runs):  # records with predictions of the same images
     for split in splits:
         p = np.clip([r.metrics["predictions"][split]["probability"] for r in runs], 1e-5, 1 - 1e-5)
         found[split] = runs[0].metrics["predictions"][split] | {"probability": 1 / (1 + np.exp(-np.log(p / (1 - p)).mean(0)))}
-    v = found["validation"]
+    v, thresholds = found["validation"], np.array([r.metrics["threshold"] for r in runs if r.settings.get("heights")])
+    if len(thresholds):
+        return found, float(1 / (1 + np.exp(-np.log(thresholds / (1 - thresholds)).mean())))
     return found, choose_threshold(v["label"], v["probability"], v["weight"])
 
 # %% ../nbs/foundations/grid.ipynb #430fd7c9

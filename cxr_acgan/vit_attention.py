@@ -414,7 +414,7 @@ class CellSettings:
     # run
     rounds: int = 10           # parts of the training, with a validation and a backup after each
     tested: bool = True        # False: a candidate, which must not see the test images
-    heights: tuple = ()        # of the chest, see `ChestFrame.at_height`, at which validation pictures choose threshold and recipe; (): as they are
+    heights: tuple = ()        # of the chest, see `ChestFrame.at_heights`, at which validation pictures choose threshold and recipe; (): as they are
 
 # %% ../nbs/05_vit_attention.ipynb #fe29ca4f
 CNN = CellSettings(tested=False)
@@ -449,7 +449,7 @@ RECIPES["shape"] = {"as_frozen": _shaped(_CNN), "stretched": _shaped(_CNN, 0.3),
 _SHAPE = RECIPES["shape"][CHOSEN["shape"]]
 _at_128 = lambda recipe, **options: replace(recipe, options=options, image_size=128, updates=3_000, batch_size=32, rounds=20)
 RECIPES["128"] = {"cnn": _at_128(_SHAPE, widths=(32, 64, 128, 256)), "cnn_five": _at_128(_SHAPE, widths=(32, 64, 128, 256, 256)),
-                  "vit": _at_128(_shaped(_VIT, _SHAPE.augmentation.stretch, framed=_SHAPE.framed), hidden_dim=192, num_layers=8)}
+                  "vit": _at_128(_shaped(_VIT, _SHAPE.augmentation.stretch, **(_CLOSE if _SHAPE.framed else {})), hidden_dim=192, num_layers=8)}
 RECIPE_SEEDS = {"cnn": (0, 1), "vit": (0, 1), "shape": (0, 1), "128": (0, 1)}  # of every candidate
 SOURCES = ("real", "duplicated", "classic", "gan", "vae")
 SHARES = {"all": 1.0, "10": 0.1}
@@ -472,7 +472,7 @@ def ablation(recipe):  # CellSettings, of the cells of real images
 
 
 def _experiments():
-    "{experiment: CellSettings}: candidates, the grid, the ablation of the preprocessing, the CNN that the second study chooses, the best at 128 px."
+    "{experiment: CellSettings}: candidates, the grid, the ablation of the preprocessing, the CNN that the second study chooses and, beside it, the grid's with a threshold found as in that study, the best at 128 px."
     found = {f"recipe_{group}_{name}": s for group, candidates in RECIPES.items() for name, s in candidates.items()}
     frozen = {group: replace(RECIPES[group][name], tested=True) for group, name in CHOSEN.items()}
     frozen["plain"] = replace(RECIPES["cnn"]["plain"], tested=True)
@@ -480,7 +480,7 @@ def _experiments():
         for source in SOURCES:
             generator = GENERATORS.get((source, share), "")
             found[f"grid_{network}_{source}_{share}"] = replace(frozen[network], source=source, generator=generator, share=SHARES[share])
-    return found | ablation(frozen["cnn"])[1] | {"shape_cnn": frozen["shape"], "best_128": frozen["128"]}
+    return found | ablation(frozen["cnn"])[1] | {"shape_cnn": frozen["shape"], "shape_threshold": replace(RECIPES["shape"]["as_frozen"], tested=True), "best_128": frozen["128"]}
 
 
 def _profiles(settings):
@@ -640,11 +640,12 @@ def view_images(images, views, augmentation=None):
     return [images] + [augment(images, changes, seed_hash(0, 8000 + k), alike=True) for k in range(1, views)]
 
 
-def preparation(settings, # CellSettings
-                fitted):  # CXRDataset, the images trained on
+def preparation(settings,    # CellSettings
+                fitted,      # CXRDataset, the images trained on
+                frame=None): # ChestFrame of these, where there is one already
     "What is done to every picture before a network sees it, a function of uint8 (n, h, w, 1): the chest cut out where `framed`, then `preprocess`. ValueError: too few chests to frame."
-    frame = ChestFrame(fitted.images) if settings.framed else np.asarray
-    return lambda images: preprocess(frame(images), gaussian_kernel=settings.gaussian_kernel, equalize=settings.equalize)
+    cut = (frame or ChestFrame(fitted.images)) if settings.framed else np.asarray
+    return lambda images: preprocess(cut(images), gaussian_kernel=settings.gaussian_kernel, equalize=settings.equalize)
 
 
 def _round(pool, settings, seed, number):
@@ -716,7 +717,7 @@ def auc_draws(predictions,  # of validation patients, as records keep them
     return np.mean([_weighted_auc(score, y == c, counts[:, who] * w) for c, score in columns], 0)
 
 # %% ../nbs/05_vit_attention.ipynb #77172de5
-def candidate_runs(group,      # 'cnn', 'vit' or '128'
+def candidate_runs(group,      # one of `RECIPES`
                    root=None,  # folder of records
                    profile=None):
     "{candidate: its records with the seeds of `RECIPE_SEEDS`}; ValueError: a record of other settings."
@@ -725,7 +726,7 @@ def candidate_runs(group,      # 'cnn', 'vit' or '128'
 
 
 def recipe_gaps(runs):  # as candidate_runs returns it, all of them with the same seeds
-    """{candidate: (weighted AUC in all styles together, how far behind the best, standard error of that)}. ValueError: not all on the same validation patients.
+    """{candidate: (weighted AUC in all styles, or at all heights, together, how far behind the best, standard error of that)}. ValueError: not all on the same validation patients.
 
     The error is of patients and seeds; the variance of seeds, of which each candidate has two, is one for all: the median of theirs, as of a chi-square.
     """
@@ -743,7 +744,7 @@ def recipe_gaps(runs):  # as candidate_runs returns it, all of them with the sam
 
 
 def choose_recipe(group, root=None, profile=None):
-    "The candidate with the highest weighted AUC in all styles, mean over the seeds (of equal ones the first); None while a run of one of them is missing."
+    "The candidate with the highest weighted AUC in all styles, or at all heights, together, mean over the seeds (of equal ones the first); None while a run of one of them is missing."
     runs = candidate_runs(group, root, profile)
     if any(len(r) < len(RECIPE_SEEDS[group]) for r in runs.values()):
         return None
@@ -887,7 +888,8 @@ def train_cell(experiment="grid_cnn_real_all",  # see `PROFILES`
     added = added_images(settings, fitted, profile, seed, generators or root)
     folder, backend = runs_folder(experiment, profile, seed, root), {"backend": keras.backend.backend()}
     open_run(folder, {"settings": asdict(settings), "data": fitted.fingerprint, "generator": added.generator.get("weights")} | backend, fresh=profile == "smoke")
-    clean = preparation(settings, fitted)
+    frame = ChestFrame(fitted.images) if settings.framed or settings.heights else None
+    clean = preparation(settings, fitted, frame)
     everyone = training_share(train, 1.0, settings.validation)[0]  # a tenth is too few for the weights, which are those of all cells
     framing = FramingWeights(everyone.images, everyone.labels)
     evaluate = lambda model, images: probabilities(model, clean(images), settings.views, settings.augmentation)
@@ -895,8 +897,7 @@ def train_cell(experiment="grid_cnn_real_all",  # see `PROFILES`
         twin = same_training(settings, fitted.fingerprint, profile, seed, root) if profile != "smoke" and not added.generator else None
         model, history = twin[:2] if twin else fit_cell(_pool(settings, fitted, added, framing, clean), (clean(held_out.images), held_out.labels),
                                                         settings, seed, folder, verbose)
-        frame = ChestFrame(fitted.images) if settings.heights else None
-        at = {height: evaluate(model, frame.at_height(held_out.images, height)) for height in settings.heights}
+        at = {height: evaluate(model, images) for height, images in (frame.at_heights(held_out.images, settings.heights) if frame else {}).items()}
         threshold, validation, predictions = _validated(lambda images: evaluate(model, images), held_out, framing, at)
         if not settings.tested:
             validation |= _in_styles(lambda images: evaluate(model, images), held_out, framing, at)

@@ -5,6 +5,7 @@ import pytest
 from cxr_acgan import framing as fr
 from cxr_acgan.data import draw_phantom
 from cxr_acgan.results import RunRecord, record_images
+from cxr_acgan.shift import weighted_auc
 
 
 @pytest.fixture(scope='module')
@@ -30,16 +31,18 @@ def test_the_same_part_of_each_chest(frame):
 
 
 def test_chests_of_one_height(frame):
-    "However tall they were, and in which class: all are as tall as asked; what is no chest stays."
-    chests = draw_phantom(60, 'test', image_size=64).images
-    mixed = np.concatenate([fr.draw_out(chests[:30], 0.9), fr.draw_out(chests[30:], 1.2)])
-    for height in (0.9, 1.1):
-        drawn = frame.sizes(frame.at_height(mixed, height))
-        assert drawn.found.mean() > 0.9 and drawn.down[drawn.found].median() == pytest.approx(height, rel=0.03)
-        first, second = (part.down[part.found].median() for part in (drawn[:30], drawn[30:]))
-        assert first == pytest.approx(second, rel=0.04)
+    "However tall those of a class were: all are as tall as asked, and height no longer tells the class; what is no chest stays."
+    chests = draw_phantom(80, 'test', image_size=64)
+    mixed = np.concatenate([fr.draw_out(x[None], (0.9, 1.2)[c]) for x, c in zip(chests.images, chests.labels)])
+    auc = lambda sizes: weighted_auc(chests.labels[sizes.found], np.stack([-sizes.down, sizes.down], 1)[sizes.found])
+    assert auc(frame.sizes(mixed)) > 0.95
+    for height, drawn in frame.at_heights(mixed, (0.9, 1.1)).items():
+        sizes = frame.sizes(drawn)
+        down = sizes.down[sizes.found]
+        assert sizes.found.mean() > 0.9 and down.median() == pytest.approx(height, rel=0.03) and (abs(down / height - 1) < 0.08).mean() > 0.9
+        assert 0.25 < auc(sizes) < 0.75
     flat = np.full((2, 64, 64, 1), 90, 'uint8')
-    assert np.array_equal(frame.at_height(flat, 1.2), flat)
+    assert np.array_equal(frame.at_heights(flat, (1.2,))[1.2], flat) and frame.at_heights(flat, ()) == {}
 
 
 def test_draw_out():

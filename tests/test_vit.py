@@ -11,7 +11,7 @@ keras = pytest.importorskip('keras')
 from cxr_acgan import grid as g, shift as sh, vit_attention as v  # noqa: E402
 from cxr_acgan.adversarial import dtype_policy  # noqa: E402
 from cxr_acgan.data import draw_phantom, load_cxr, split_by_patient, training_share  # noqa: E402
-from cxr_acgan.framing import draw_out  # noqa: E402
+from cxr_acgan.framing import ChestFrame, draw_out  # noqa: E402
 from cxr_acgan.metrics import prediction_draws  # noqa: E402
 from cxr_acgan.results import RunRecord, load_network, runs_folder, weights_digest  # noqa: E402
 
@@ -326,6 +326,8 @@ def test_seeds_averaged(tmp_path):
     assert auc(found['test']) > max(auc(r.metrics['predictions']['test']) for r in runs) + 0.05 and 0.4 < threshold < 0.6
     one = g.averaged(runs[:1])[0]['test']
     assert np.allclose(one['probability'], runs[0].metrics['predictions']['test']['probability'])
+    low, high = (RunRecord('x', 'cpu', 0, {'heights': [1.0]}, {}, r.metrics | {'threshold': t}, None) for r, t in zip(runs, (0.2, 0.8)))
+    assert g.averaged([low, high])[1] == pytest.approx(0.5) and g.averaged([high])[1] == pytest.approx(0.8)  # of several heights: the mean of the logits
     runs[1].metrics['predictions']['test']['patient'] = np.arange(400)[::-1]
     for wrong in ([], runs):
         with pytest.raises(ValueError, match='same images'): g.averaged(wrong)
@@ -442,6 +444,13 @@ def test_runs_rest_on_a_finished_choice(tmp_path):
     candidates(tmp_path / 'mixed', '128', {n: 0.4 for n in names[:2]})
     candidates(tmp_path / 'mixed', '128', {names[2]: 0.4}, patient=np.arange(400))
     with pytest.raises(ValueError, match='same patients'): run(tmp_path / 'mixed')
+    candidates(tmp_path / 'two', 'vit', {n: 0.3 if n == v.CHOSEN['vit'] else 0.6 for n in v.RECIPES['vit']})
+    both = lambda: v.train_cell('recipe_128_vit', 'cpu', 'nowhere', 0, tmp_path / 'two')
+    with pytest.raises(ValueError, match='nowhere'): both()
+    candidates(tmp_path / 'two', 'shape', {'framed': 0.3})
+    with pytest.raises(ValueError, match='chosen for shape, and the choice is not finished'): both()
+    candidates(tmp_path / 'two', 'shape', {n: 0.2 if n == 'stretched' else 0.6 for n in v.RECIPES['shape'] if n != 'framed'})
+    with pytest.raises(ValueError, match="for shape, the records choose 'stretched'"): both()
     resting = {g: next(x for start, x in v.RESTS_ON.items() if g.startswith(start)) for g in ('grid_vit_gan_10', 'preprocess_gaussian', 'recipe_128_vit', 'best_128')}
     assert list(resting.values()) == [('vit',), ('cnn',), ('vit', 'shape'), ('128',)]
 
@@ -517,13 +526,21 @@ def test_threshold_of_all_heights():
     assert list(found['styles']) == ['height 1', 'height 1.2'] and list(usual['styles']) == list(sh.STYLES) and found['styles_auc'] < usual['styles_auc'] == pytest.approx(scores['auc'])
 
 
-def test_a_framed_cell(tmp_path):
-    "The frame is of the training patients; a chest drawn out reaches the network nearly as it was."
+def test_a_framed_cell(tmp_path, monkeypatch):
+    "The frame is of the training patients, wherever one is needed; a chest drawn out reaches the network nearly as it was."
     fitted, held_out = training_share(draw_phantom(160))
     clean, plain = v.preparation(v.PROFILES['recipe_shape_framed']['cpu'], fitted), v.preparation(v.PROFILES['recipe_shape_as_frozen']['cpu'], fitted)
     differ = lambda prepare: np.abs(prepare(held_out.images).astype(float) - prepare(draw_out(held_out.images, 1.2)))[:, 8:-8, 8:-8].mean()
     assert differ(clean) < 0.7 * differ(plain) and clean(held_out.images).shape == held_out.images.shape
+    framed = []
+    monkeypatch.setattr(v, 'ChestFrame', lambda images: framed.append(images) or ChestFrame(images))
     record = v.train_cell('shape_cnn', 'smoke', 'phantom', 0, tmp_path / 'results')
+    seen = training_share(load_cxr('phantom', 'train', 64, n=v.PROFILES['shape_cnn']['smoke'].images, progress=False))[0].images
+    assert len(framed) == 1 and np.array_equal(framed[0], seen)
+    v.train_cell('shape_cnn', 'smoke', 'phantom', 1, tmp_path / 'results')
+    v.measure_maps('shape_cnn', 'smoke', 'phantom', 0, tmp_path / 'results', n=4)
+    v.measure_stretch('shape_cnn', 'smoke', 'phantom', 0, tmp_path / 'results', (1.0,))
+    assert len(framed) == 4 and all(np.array_equal(x, seen) for x in framed)
     assert [r['height'] for r in record.metrics['validation']['heights']] == [0.9, 1.0, 1.1, 1.2] and 'scores' in record.metrics
     chosen = v.train_cell('recipe_shape_framed', 'smoke', 'phantom', 0, tmp_path / 'results').metrics
     assert 'height 1.2' in chosen['validation']['styles'] and 'scores' not in chosen
@@ -735,7 +752,8 @@ def test_the_study_at_128_px_takes_the_recipes_of_64():
         chosen = shape if s.network == 'cnn' else v.RECIPES['vit'][v.CHOSEN['vit']]
         same = [k for k, value in asdict(s).items() if value == asdict(chosen)[k]]
         assert {'gaussian_kernel', 'equalize', 'views', 'balanced', 'learning_rate', 'label_smoothing'} <= set(same) and s.image_size == 128
-        assert s.augmentation == replace(chosen.augmentation, stretch=shape.augmentation.stretch) and (s.framed, s.heights) == (shape.framed, shape.heights)
+        close = {k: asdict(shape.augmentation)[k] for k in ('stretch', *(('crop', 'pad') if shape.framed else ()))}
+        assert s.augmentation == replace(chosen.augmentation, **close) and (s.framed, s.heights) == (shape.framed, shape.heights)
     assert len(v.RECIPES['128']) <= 3 and v.RECIPE_SEEDS['128'] == (0, 1) and not any(s.tested for s in v.RECIPES['128'].values())
 
 
