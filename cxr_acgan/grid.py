@@ -5,14 +5,19 @@
 # %% auto #0
 __all__ = ['GRID_SCORES', 'TABLE_SCORES', 'NAMES', 'FIRST_FAMILY', 'recipe_table', 'read_cell', 'read_grid', 'averaged',
            'cell_scores', 'grid_table', 'holm', 'contrast', 'grid_differences', 'grid_verdicts', 'plot_grid',
-           'plot_differences', 'looks_table', 'block_table', 'runs_table', 'run_differences']
+           'plot_differences', 'looks_table', 'block_table', 'measure_height', 'height_table', 'runs_table',
+           'run_differences']
 
 # %% ../nbs/foundations/grid.ipynb #48d06712
+import time
 import numpy as np
 import pandas as pd
+from .data import load_cxr, training_share
+from .framing import ChestFrame
 from .metrics import prediction_draws
-from .results import load_runs, mean_over_runs
-from .vit_attention import (CHOSEN, GRID, RECIPE_SEEDS, RECIPES, SHARES, SOURCES, best_recipe, calibration, candidate_runs, check_record,
+from .results import RunRecord, load_runs, mean_over_runs, results_root
+from .shift import FramingWeights, effective_n, image_statistics, weighted_auc
+from .vit_attention import (CHOSEN, GRID, RECIPE_SEEDS, RECIPES, SHARES, SOURCES, auc_draws, best_recipe, calibration, candidate_runs, check_record,
                                      choose_threshold, declared_seeds, platt_scaling, recipe_gaps, rescale)
 
 # %% ../nbs/foundations/grid.ipynb #9eb19be4
@@ -270,6 +275,80 @@ def block_table(record,  # of measure_shift
             low, high = np.quantile(sums[drawn].sum(1) / sizes[drawn].sum(1), [0.025, 0.975])
             row[f"{label}: called class 1"] = f"{called.mean():.2f} [{low:.2f}, {high:.2f}]"
         rows.append(row)
+    return pd.DataFrame(rows)
+
+# %% ../nbs/foundations/grid.ipynb #795b7285
+def measure_height(experiments=("grid_cnn_real_all", "shape_cnn"), profile="cpu", dataset="kermany", out=None, image_size=64, n=None, n_boot=500):
+    """What the height of the chest tells by itself, and what networks of two classes make of it: the record `height`; a finished one is returned.
+
+    metrics: `alone`, the AUC of the height by itself where more is more ill, {'validation', 'ten numbers', 'sizes', 'all twelve' (under these weights), 'test'};
+    `auc` {experiment: {'all', 'short', 'middle', 'tall', 'ten numbers', 'sizes', 'all twelve'}}, on validation patients, means over the seeds, {value, low, high}, patients drawn anew;
+    `less`, the same of each experiment less the first, paired; `healthy` {experiment: {split: rank correlation of height and probability of class 1 among class 0}};
+    `not_found` {experiment: {split: rows of class, n, called}}, images without a found chest; `weights` {experiment: digests}. FileNotFoundError: an experiment without records;
+    ValueError: of other images, a finished record of other networks.
+    """
+    from scipy.stats import spearmanr
+    root, start = results_root(out), time.perf_counter()
+    runs = {name: [check_record(r) for r in load_runs(name, profile, root)] for name in experiments}
+    if not all(runs.values()):
+        raise FileNotFoundError(f"no records of {', '.join(name for name, found in runs.items() if not found)} in {root}")
+    path, digests = root / "height" / f"{profile}-seed0", {name: [r.metrics["weights"] for r in found] for name, found in runs.items()}
+    if (path / "run.json").exists() and profile != "smoke":
+        record = RunRecord.read(path)
+        if record.metrics["weights"] != digests:
+            raise ValueError(f"{path} was measured of other networks: move it away")
+        return record
+    train, test = (load_cxr(dataset, split, image_size, n=n, progress=False) for split in ("train", "test"))
+    fitted, held_out = training_share(train)
+    seen = {"validation": held_out, "test": test}
+    for r in sum(runs.values(), []):
+        if any(r.metrics["sets"][split]["fingerprint"] != data.fingerprint for split, data in seen.items()):
+            raise ValueError(f"{r.path} was measured on other images than those of {dataset} at {image_size} px")
+    frame = ChestFrame(fitted.images)
+    sizes = lambda images: frame.sizes(images)[["across", "down"]]
+    numbers = {"ten numbers": image_statistics, "sizes": sizes, "all twelve": lambda images: pd.concat([image_statistics(images), sizes(images)], axis=1)}
+    weights = {name: FramingWeights(fitted.images, fitted.labels, of)(held_out.images, held_out.labels) for name, of in numbers.items()}
+    size = {split: frame.sizes(data.images) for split, data in seen.items()}
+    alone = lambda split, w=None: weighted_auc(seen[split].labels, np.stack([-size[split].down, size[split].down], 1), w)
+    thirds = dict(zip(("short", "middle", "tall"), np.array_split(np.argsort(size["validation"].down.to_numpy(), kind="stable"), 3)))
+    everyone = np.arange(len(held_out))
+    asked = {"all": (everyone, None), **{name: (members, None) for name, members in thirds.items()}, **{name: (everyone, w) for name, w in weights.items()}}
+
+    def draws(found, members, w):
+        kept = {k: np.array(v)[members] for k, v in found.items()} | {"weight": np.ones(len(members)) if w is None else w[members]}
+        return auc_draws(kept, n_boot)
+
+    drawn = {name: {key: np.mean([draws(r.metrics["predictions"]["validation"], *how) for r in found], 0) for key, how in asked.items()} for name, found in runs.items()}
+    interval = lambda d: {"value": float(d[0]), **dict(zip(("low", "high"), np.quantile(d[1:], [0.025, 0.975]).tolist()))}
+    first, healthy, not_found = experiments[0], {}, {}
+    for name, found in runs.items():
+        p = {split: [np.array(r.metrics["predictions"][split]["probability"]) for r in found] for split in seen}
+        well = {split: data.labels == 0 for split, data in seen.items()}
+        healthy[name] = {split: float(np.mean([spearmanr(q[well[split]], size[split].down[well[split]])[0] for q in p[split]])) for split in seen}
+        lost = {split: ~size[split].found.to_numpy() for split in seen}
+        not_found[name] = {split: [{"class": c, "of": int((data.labels == k).sum()), "n": int((lost[split] & (data.labels == k)).sum()),
+                                    "called": float(np.mean([(q >= r.metrics["threshold"])[lost[split] & (data.labels == k)].mean() for q, r in zip(p[split], found)])) if (lost[split] & (data.labels == k)).any() else None}
+                                   for k, c in enumerate(data.class_names)] for split, data in seen.items()}
+    metrics = {"weights": digests, "n": {"validation": len(held_out), "test": len(test)}, "seeds": {name: len(found) for name, found in runs.items()},
+               "alone": {"validation": alone("validation"), **{name: alone("validation", w) for name, w in weights.items()}, "test": alone("test")},
+               "auc": {name: {key: interval(d) for key, d in found.items()} for name, found in drawn.items()},
+               "less": {name: {key: interval(d - drawn[first][key]) for key, d in found.items()} for name, found in drawn.items() if name != first},
+               "healthy": healthy, "not_found": not_found, "effective_n": {name: effective_n(w, held_out.labels) for name, w in weights.items()}}
+    record = RunRecord("height", profile, 0, {"experiments": list(experiments), "image_size": image_size, "n_boot": n_boot}, held_out.describe(), metrics,
+                       pd.DataFrame([{"experiment": name, "asked": key, **interval(d)} for name, found in drawn.items() for key, d in found.items()]), time.perf_counter() - start)
+    record.write(root)
+    return record
+
+
+def height_table(record):  # of measure_height
+    "A row a question: what height alone tells there, the AUC of each experiment with its interval, and the paired difference from the first."
+    m, rows, text = record.metrics, [], lambda v, sign="": f"{v['value']:{sign}.3f} [{v['low']:{sign}.3f}, {v['high']:{sign}.3f}]"
+    first, *others = m["auc"]
+    for key in m["auc"][first]:
+        alone = m["alone"].get({"all": "validation"}.get(key, key))
+        row = {"validation patients": {"all": "all, as they are", "short": "third of the shortest chests", "middle": "middle third", "tall": "third of the tallest"}.get(key, f"weights: {key}"),
+               "height alone": "-" if alone is None else f"{alone:.2f}", **{name: text(m["auc"][name][key]) for name in m["auc"]}}
+        rows.append(row | {f"{name} less {first}": text(m["less"][name][key], "+") for name in others})
     return pd.DataFrame(rows)
 
 # %% ../nbs/foundations/grid.ipynb #180b9ace

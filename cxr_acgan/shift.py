@@ -71,23 +71,23 @@ def plot_shift(tables,  # {label: as shift_table returns it}
     return figure
 
 # %% ../nbs/foundations/shift.ipynb #d634f3df
-def _rule(images, labels):
-    "A logistic regression of the class on `image_statistics`, their squares and products."
+def _rule(table, labels):
+    "A logistic regression of the class on the numbers of a table, their squares and products."
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import PolynomialFeatures, StandardScaler
     return make_pipeline(StandardScaler(), PolynomialFeatures(2, include_bias=False), StandardScaler(),
-                         LogisticRegression(C=1.0, max_iter=5000)).fit(image_statistics(images).to_numpy(), labels)
+                         LogisticRegression(C=1.0, max_iter=5000)).fit(table.to_numpy(), labels)
 
 
 class FramingWeights:
-    "Overlap weights from a quadratic rule that tells the class by `image_statistics`, fitted on training images."
-    def __init__(self, images, labels):
-        self.regression = _rule(images, labels)
+    "Overlap weights from a quadratic rule that tells the class by some numbers of a picture, fitted on training images."
+    def __init__(self, images, labels, numbers=image_statistics):  # images -> DataFrame (n, k)
+        self.numbers, self.regression = numbers, _rule(numbers(images), labels)
 
     def probabilities(self, images):
-        "Class probabilities from the statistics alone, (n, classes)."
-        return self.regression.predict_proba(image_statistics(images).to_numpy())
+        "Class probabilities from the numbers alone, (n, classes)."
+        return self.regression.predict_proba(self.numbers(images).to_numpy())
 
     def __call__(self, images, labels):
         "Weights (n,), with mean 1 over the images given."
@@ -314,7 +314,7 @@ def cover_table(fitted, held_out,  # CXRDataset: to be augmented, to be left as 
     for name, settings in {"none": Augmentation(), **known}.items():
         images = augment(fitted.images, settings, seed)
         changed = image_statistics(images).sharpness.to_numpy()
-        learned = weighted_auc(held_out.labels, _rule(images, fitted.labels).predict_proba(image_statistics(held_out.images).to_numpy()))
+        learned = weighted_auc(held_out.labels, _rule(image_statistics(images), fitted.labels).predict_proba(image_statistics(held_out.images).to_numpy()))
         told = weighted_auc(fitted.labels, np.stack([changed, -changed], 1)) if fitted.num_classes == 2 else float("nan")
         for c, label in enumerate(fitted.class_names):
             a, b = changed[fitted.labels == c], clean[held_out.labels == c]
