@@ -319,7 +319,7 @@ def measure_height(experiments=("grid_cnn_real_all", "shape_cnn"), profile="cpu"
         return auc_draws(kept, n_boot)
 
     drawn = {name: {key: np.mean([draws(r.metrics["predictions"]["validation"], *how) for r in found], 0) for key, how in asked.items()} for name, found in runs.items()}
-    interval = lambda d: {"value": float(d[0]), **dict(zip(("low", "high"), np.quantile(d[1:], [0.025, 0.975]).tolist()))}
+    interval = lambda d: {"value": float(d[0]), **dict(zip(("low", "high"), np.nanquantile(d[1:], [0.025, 0.975]).tolist()))}  # of samples that hold both classes
     first, healthy, not_found = experiments[0], {}, {}
     for name, found in runs.items():
         p = {split: [np.array(r.metrics["predictions"][split]["probability"]) for r in found] for split in seen}

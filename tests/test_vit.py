@@ -546,6 +546,28 @@ def test_a_framed_cell(tmp_path, monkeypatch):
     assert 'height 1.2' in chosen['validation']['styles'] and 'scores' not in chosen
 
 
+def test_what_height_tells(tmp_path):
+    "Of a network that calls the taller chest more ill; refused where records are missing or of other images."
+    root = tmp_path / 'results'
+    with pytest.raises(FileNotFoundError, match='no records of grid_cnn_real_all, shape_cnn'): g.measure_height(profile='smoke', dataset='phantom', out=root, n=160)
+    for name in ('grid_cnn_real_all', 'shape_cnn'): v.train_cell(name, 'smoke', 'phantom', 0, root)
+    fitted, held_out = training_share(load_cxr('phantom', 'train', 64, n=160, progress=False))
+    down = ChestFrame(fitted.images).sizes(held_out.images).down.to_numpy()
+    path = root / 'shape_cnn' / 'smoke-seed0' / 'metrics.json'
+    kept = json.loads(path.read_text())
+    kept['predictions']['validation']['probability'] = (down / 4).tolist()
+    path.write_text(json.dumps(kept))
+    record = g.measure_height(profile='smoke', dataset='phantom', out=root, n=160, n_boot=50)
+    m = record.metrics
+    assert m['healthy']['shape_cnn']['validation'] == pytest.approx(1) and abs(m['healthy']['grid_cnn_real_all']['validation']) < 0.9
+    assert m['auc']['shape_cnn']['all']['value'] == pytest.approx(m['alone']['validation'])
+    for key, found in m['less']['shape_cnn'].items():
+        assert found['value'] == pytest.approx(m['auc']['shape_cnn'][key]['value'] - m['auc']['grid_cnn_real_all'][key]['value']) and found['low'] <= found['high']
+    assert abs(m['alone']['sizes'] - 0.5) <= abs(m['alone']['validation'] - 0.5) + 0.1
+    assert len(g.height_table(record)) == 7 and sum(r['of'] for r in m['not_found']['shape_cnn']['test']) == m['n']['test']
+    with pytest.raises(ValueError, match='other images'): g.measure_height(profile='smoke', dataset='phantom', out=root, n=120)
+
+
 def test_drawn_out_at_random():
     "Rows of a bar: taller or less tall by up to the factor, around the middle; what other changes draw stays the same."
     bars = np.zeros((200, 64, 64, 1), 'uint8')
