@@ -181,7 +181,7 @@ def save_outputs(
     executed, # path of the executed copy
     path, # of the notebook that gets its outputs
 ):
-    "Put the outputs of an executed copy into its notebook, atomically; `ValueError` when the two differ in their code."
+    "Put the outputs of an executed copy into its notebook, atomically, tables as HTML alone; `ValueError` when the two differ in their code."
     run = json.loads(Path(executed).read_text(encoding='utf-8'))
     note = json.loads(Path(path).read_text(encoding='utf-8'))
     cells = [c for c in run['cells'] if 'injected-parameters' not in c['metadata'].get('tags', ())]
@@ -190,6 +190,8 @@ def save_outputs(
     for cell, done in zip(note['cells'], cells):
         if cell['cell_type'] == 'code':
             cell['outputs'] = json.loads(json.dumps(done['outputs']).replace(f'{json.dumps(str(root))[1:-1]}/', ''))
+            for output in cell['outputs']:
+                if 'text/html' in output.get('data', {}): output['data'].pop('text/plain', None)  # the same table once more
     temp = Path(executed).with_name(f'{Path(path).stem}.saved.ipynb')
     temp.write_text(json.dumps(note, indent=1, ensure_ascii=False, sort_keys=True) + '\n', encoding='utf-8')
     _python(root, f'from nbdev.clean import nbdev_clean; nbdev_clean({str(temp)!r})', cwd=root)
