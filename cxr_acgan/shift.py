@@ -168,7 +168,7 @@ def measure_shift(dataset="kermany", profile="cpu", out=None, image_size=64, n=N
     settings = {"image_size": image_size, "augmentations": {name: asdict(a) for name, a in AUGMENTATIONS.items()}}
     if (path / "run.json").exists() and profile != "smoke":
         record = RunRecord.read(path)
-        known = {name: asdict(Augmentation()) | a for name, a in record.settings["augmentations"].items()}  # what it did not know had today's default
+        known = {name: asdict(Augmentation()) | a for name, a in record.settings.get("augmentations", {}).items()}  # what it did not know had today's default
         if record.settings | {"augmentations": known} != settings:
             raise ValueError(f"{path} was measured with other settings: move it away")
         return record

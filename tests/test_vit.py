@@ -682,6 +682,10 @@ def test_a_stale_shift_is_refused(tmp_path):
     path.joinpath('run.json').write_text(path.joinpath('run.json').read_text().replace(
         '"image_size": 64', '"image_size": 64, "augmentations": ' + json.dumps({k: asdict(a) for k, a in sh.AUGMENTATIONS.items()})))
     assert sh.measure_shift('phantom', 'cpu', tmp_path).path == path
+    known = json.loads(path.joinpath('run.json').read_text())
+    for settings in known['settings']['augmentations'].values(): del settings['stretch']    # written before there was one: it was 0
+    path.joinpath('run.json').write_text(json.dumps(known))
+    assert sh.measure_shift('phantom', 'cpu', tmp_path).path == path
 
 
 def test_all_styles_are_ranked_together():
@@ -695,9 +699,9 @@ def test_all_styles_are_ranked_together():
             return np.stack([1 - p, p], 1)
         return evaluate
     framing = lambda images, labels: np.ones(len(images))
-    steady, moving = (v._in_styles(network(k), data, framing) for k in (0.0, 3.0))
+    steady, moving = (v._in_styles(network(k), data, framing, {}) for k in (0.0, 3.0))
     assert set(steady['styles'].values()) == set(moving['styles'].values()) == {1.0}
-    assert steady['styles_auc'] == 1 and moving['styles_auc'] < 0.7 and v._validated(network(3.0), data, framing)[1]['balanced_auc'] == 1
+    assert steady['styles_auc'] == 1 and moving['styles_auc'] < 0.7 and v._validated(network(3.0), data, framing, {})[1]['balanced_auc'] == 1
 
 
 def test_restyle_is_of_the_side():
