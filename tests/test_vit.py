@@ -537,20 +537,16 @@ def test_a_framed_cell(tmp_path, monkeypatch):
     record = v.train_cell('shape_cnn', 'smoke', 'phantom', 0, tmp_path / 'results')
     seen = training_share(load_cxr('phantom', 'train', 64, n=v.PROFILES['shape_cnn']['smoke'].images, progress=False))[0].images
     assert len(framed) == 1 and np.array_equal(framed[0], seen)
-    v.train_cell('shape_cnn', 'smoke', 'phantom', 1, tmp_path / 'results')
-    v.measure_maps('shape_cnn', 'smoke', 'phantom', 0, tmp_path / 'results', n=4)
     v.measure_stretch('shape_cnn', 'smoke', 'phantom', 0, tmp_path / 'results', (1.0,))
-    assert len(framed) == 4 and all(np.array_equal(x, seen) for x in framed)
+    assert len(framed) == 2 and np.array_equal(framed[1], seen)
     assert [r['height'] for r in record.metrics['validation']['heights']] == [0.9, 1.0, 1.1, 1.2] and 'scores' in record.metrics
-    chosen = v.train_cell('recipe_shape_framed', 'smoke', 'phantom', 0, tmp_path / 'results').metrics
-    assert 'height 1.2' in chosen['validation']['styles'] and 'scores' not in chosen
+    what_height_tells(tmp_path / 'results')
 
 
-def test_what_height_tells(tmp_path):
+def what_height_tells(root):  # which holds a record of shape_cnn
     "Of a network that calls the taller chest more ill; refused where records are missing or of other images."
-    root = tmp_path / 'results'
-    with pytest.raises(FileNotFoundError, match='no records of grid_cnn_real_all, shape_cnn'): g.measure_height(profile='smoke', dataset='phantom', out=root, n=160)
-    for name in ('grid_cnn_real_all', 'shape_cnn'): v.train_cell(name, 'smoke', 'phantom', 0, root)
+    with pytest.raises(FileNotFoundError, match='no records of grid_cnn_real_all in'): g.measure_height(profile='smoke', dataset='phantom', out=root, n=160)
+    v.train_cell('grid_cnn_real_all', 'smoke', 'phantom', 0, root)
     fitted, held_out = training_share(load_cxr('phantom', 'train', 64, n=160, progress=False))
     down = ChestFrame(fitted.images).sizes(held_out.images).down.to_numpy()
     path = root / 'shape_cnn' / 'smoke-seed0' / 'metrics.json'
