@@ -284,7 +284,7 @@ def measure_height(experiments=("grid_cnn_real_all", "shape_cnn"), profile="cpu"
     metrics: `alone`, the AUC of the height by itself where more is more ill, {'validation', 'ten numbers', 'sizes', 'all twelve' (under these weights), 'test'};
     `auc` {experiment: {'all', 'short', 'middle', 'tall', 'ten numbers', 'sizes', 'all twelve'}}, on validation patients, means over the seeds, {value, low, high}, patients drawn anew;
     `less`, the same of each experiment less the first, paired; `healthy` {experiment: {split: rank correlation of height and probability of class 1 among class 0}};
-    `not_found` {experiment: {split: rows of class, n, called}}, images without a found chest; `weights` {experiment: digests}. FileNotFoundError: an experiment without records;
+    `not_found` {experiment: {split: rows of class, of (how many there are), n, called}}, images without a found chest; `weights` {experiment: digests}; `n` {split: images}; `seeds` {experiment: number}; `effective_n` under each of the weights. FileNotFoundError: an experiment without records;
     ValueError: of other images, a finished record of other networks.
     """
     from scipy.stats import spearmanr

@@ -1,5 +1,6 @@
 "The classifiers and the grid: attention, maps, what is trained on what, the threshold, resumed runs, three backends, wrong input."
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -526,25 +527,38 @@ def test_threshold_of_all_heights():
     assert list(found['styles']) == ['height 1', 'height 1.2'] and list(usual['styles']) == list(sh.STYLES) and found['styles_auc'] < usual['styles_auc'] == pytest.approx(scores['auc'])
 
 
-def test_a_framed_cell(tmp_path, monkeypatch):
+@pytest.fixture(scope='module')
+def framed(tmp_path_factory):
+    "Folder of records with two seeds of the framed cell, and what every frame of these runs was fitted to."
+    root, fitted_to = tmp_path_factory.mktemp('framed') / 'results', []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(v, 'ChestFrame', lambda images: fitted_to.append(images) or ChestFrame(images))
+        for seed in (0, 1): v.train_cell('shape_cnn', 'smoke', 'phantom', seed, root)
+        v.measure_maps('shape_cnn', 'smoke', 'phantom', 0, root, n=4)
+        v.measure_stretch('shape_cnn', 'smoke', 'phantom', 0, root, (1.0,))
+        v.train_cell('recipe_shape_framed', 'smoke', 'phantom', 0, root)
+    return root, fitted_to
+
+
+def test_a_framed_cell(framed):
     "The frame is of the training patients, wherever one is needed; a chest drawn out reaches the network nearly as it was."
     fitted, held_out = training_share(draw_phantom(160))
     clean, plain = v.preparation(v.PROFILES['recipe_shape_framed']['cpu'], fitted), v.preparation(v.PROFILES['recipe_shape_as_frozen']['cpu'], fitted)
     differ = lambda prepare: np.abs(prepare(held_out.images).astype(float) - prepare(draw_out(held_out.images, 1.2)))[:, 8:-8, 8:-8].mean()
     assert differ(clean) < 0.7 * differ(plain) and clean(held_out.images).shape == held_out.images.shape
-    framed = []
-    monkeypatch.setattr(v, 'ChestFrame', lambda images: framed.append(images) or ChestFrame(images))
-    record = v.train_cell('shape_cnn', 'smoke', 'phantom', 0, tmp_path / 'results')
+    root, fitted_to = framed
     seen = training_share(load_cxr('phantom', 'train', 64, n=v.PROFILES['shape_cnn']['smoke'].images, progress=False))[0].images
-    assert len(framed) == 1 and np.array_equal(framed[0], seen)
-    v.measure_stretch('shape_cnn', 'smoke', 'phantom', 0, tmp_path / 'results', (1.0,))
-    assert len(framed) == 2 and np.array_equal(framed[1], seen)
-    assert [r['height'] for r in record.metrics['validation']['heights']] == [0.9, 1.0, 1.1, 1.2] and 'scores' in record.metrics
-    what_height_tells(tmp_path / 'results')
+    assert len(fitted_to) == 5 and all(np.array_equal(x, seen) for x in fitted_to)  # one each: two cells, maps, stretch, candidate
+    cell, candidate = (RunRecord.read(root / name / 'smoke-seed0').metrics for name in ('shape_cnn', 'recipe_shape_framed'))
+    assert [r['height'] for r in cell['validation']['heights']] == [0.9, 1.0, 1.1, 1.2] and 'scores' in cell
+    assert 'height 1.2' in candidate['validation']['styles'] and 'scores' not in candidate
 
 
-def what_height_tells(root):  # which holds a record of shape_cnn
+def test_what_height_tells(framed, tmp_path):
     "Of a network that calls the taller chest more ill; refused where records are missing or of other images."
+    root = tmp_path / 'results'
+    (root / 'shape_cnn').mkdir(parents=True)
+    shutil.copytree(framed[0] / 'shape_cnn' / 'smoke-seed0', root / 'shape_cnn' / 'smoke-seed0')
     with pytest.raises(FileNotFoundError, match='no records of grid_cnn_real_all in'): g.measure_height(profile='smoke', dataset='phantom', out=root, n=160)
     v.train_cell('grid_cnn_real_all', 'smoke', 'phantom', 0, root)
     fitted, held_out = training_share(load_cxr('phantom', 'train', 64, n=160, progress=False))
