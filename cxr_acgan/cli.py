@@ -181,7 +181,7 @@ def save_outputs(
     executed, # path of the executed copy
     path, # of the notebook that gets its outputs
 ):
-    "Put the outputs of an executed copy into its notebook, atomically, tables as HTML alone; `ValueError` when the two differ in their code."
+    "Put the outputs of an executed copy into its notebook, atomically, tables as HTML alone, a line a row; `ValueError` when the two differ in their code."
     run = json.loads(Path(executed).read_text(encoding='utf-8'))
     note = json.loads(Path(path).read_text(encoding='utf-8'))
     cells = [c for c in run['cells'] if 'injected-parameters' not in c['metadata'].get('tags', ())]
@@ -191,7 +191,10 @@ def save_outputs(
         if cell['cell_type'] == 'code':
             cell['outputs'] = json.loads(json.dumps(done['outputs']).replace(f'{json.dumps(str(root))[1:-1]}/', ''))
             for output in cell['outputs']:
-                if 'text/html' in output.get('data', {}): output['data'].pop('text/plain', None)  # the same table once more
+                if 'text/html' in (shown := output.get('data', {})):
+                    shown.pop('text/plain', None)  # the same table once more
+                    html = ''.join(shown['text/html'])
+                    if 'class="dataframe"' in html: shown['text/html'] = re.sub(r'(?<=>)\n\s*(?=<(?!tr))', '', html).splitlines(True)
     temp = Path(executed).with_name(f'{Path(path).stem}.saved.ipynb')
     temp.write_text(json.dumps(note, indent=1, ensure_ascii=False, sort_keys=True) + '\n', encoding='utf-8')
     _python(root, f'from nbdev.clean import nbdev_clean; nbdev_clean({str(temp)!r})', cwd=root)
