@@ -201,7 +201,8 @@ def plot_grid(cells,       # as read_grid returns it
     for axis, share in zip(axes, SHARES):
         networks = [n for a, n in GRID if a == share]
         for i, network in enumerate(networks):
-            axis.plot([], [], "os^"[i], color=f"C{i}", label=NAMES[network])
+            if any(cells[share, network, s]["runs"] for s in SOURCES):
+                axis.plot([], [], "os^"[i], color=f"C{i}", label=NAMES[network])
             for x, source in enumerate(SOURCES):
                 found = cell_scores(cells[share, network, source], (score,))
                 if found:
@@ -215,7 +216,8 @@ def plot_grid(cells,       # as read_grid returns it
     if not any(cell["runs"] for cell in cells.values()):
         axes[0].set_ylim(0.5, 1)
     axes[0].set_ylabel(score.upper() if score == "auc" else score)
-    axes[-1].legend(fontsize=8)
+    if handles := axes[-1].get_legend_handles_labels()[0] or axes[0].get_legend_handles_labels()[0]:
+        figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=8, frameon=False)
     return figure
 
 

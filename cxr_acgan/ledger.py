@@ -359,6 +359,14 @@ def _paired(groups, signs, field):
     return over["value"], over["low"], over["high"], len(first["label"]), "paired, over patients and seeds"
 
 
+def _estimate(runs, field, rule):
+    "(value, low, high, n, how) of one experiment: where its runs keep their predictions over patients and seeds, as in the tables of the grid, otherwise `_over_runs`."
+    if len(runs) > 1 and not rule and (found := _paired([runs], [1], field)):
+        value, low, high, n, _ = found
+        return value, max(low, 0.0), min(high, 1.0), n, "over patients and seeds"
+    return _over_runs([_value(run, field, rule) for run in runs])
+
+
 def _difference(runs, against, claim, root):
     "(value, low, high, n, how, seeds) of ours less the other, or of two such differences; None where one was not run."
     names = [name.partition(":") for name in against.split()]
@@ -391,20 +399,21 @@ def answer(claim,       # Claim
         return Answer(how=str(missing))
 
 
-_BATCHES = {"update_range": "middle 95 % of single updates", "logged_range": "range of the single batches logged",
-            "logged_batch": "one batch a seed, no interval"}
+_BATCHES = {"update_range": "middle 95 % of single updates", "logged_range": "mean and range of all batches logged from update {} on",
+            "logged_batch": "the batch of update {}, one a seed, no interval"}
 
 def _answer(claim, runs, root):
     if claim.against:
         found = _difference(runs, claim.against, claim, root)
         if found is None:
-            return Answer()
+            names = [name.partition(":")[0] for name in claim.against.split()]
+            return Answer(how=", ".join(f"record {name}" for name in names if not load_runs(name, claim.profile or None, root)) or "no seed that all of them have")
     elif claim.rule in _BATCHES:
         values, lows, highs, ns = zip(*(_value(run, claim.field, claim.rule) for run in runs))
         ends = (min(lows), max(highs)) if None not in lows else (None, None)
-        found = float(np.mean(values)), *ends, ns[0], _BATCHES[claim.rule], len(runs)
+        found = float(np.mean(values)), *ends, ns[0], _BATCHES[claim.rule].format(claim.field.split()[0]), len(runs)
     else:
-        found = (*_over_runs([_value(run, claim.field, claim.rule) for run in runs]), len(runs))
+        found = (*_estimate(runs, claim.field, claim.rule), len(runs))
     value, low, high, n, how, seeds = found
     return Answer(value, low, high, n, seeds, runs[0].profile, runs[0].experiment, how)
 
@@ -439,7 +448,7 @@ def num(experiment,    # whose records
     runs = load_runs(experiment, profile, root)
     if not runs:
         return "not run"
-    value, low, high, _, _ = _over_runs([_value(run, field, rule) for run in runs])
+    value, low, high, _, _ = _estimate(runs, field, rule)
     known = interval and low is not None and np.isfinite(low)
     return f"{value:{spec}}" + (f" [{low:{spec}}, {high:{spec}}]" if known else "")
 
