@@ -1,4 +1,5 @@
 "The ledger of claims: the file, its rule on made-up records, what the saved pages show of it, and the numbers in their prose."
+import ast
 import csv
 import html
 import json
@@ -409,13 +410,42 @@ def numbers(text):
 
 
 def prose(page):
-    "What a reader reads that a person wrote: Markdown, captions, alt texts, and the fixed parts of displayed Markdown."
+    "What a reader reads that a person wrote: Markdown, captions, alt texts, and the fixed parts of what code displays as Markdown or prints."
     for cell in cells(page):
         text = source(cell)
         if cell['cell_type'] == 'markdown': yield text
         else:
             yield '\n'.join(line for line in text.splitlines() if line.startswith(('#| fig-cap', '#| fig-alt')))
-            for part in re.findall(r'Markdown\(f?("""(?:.*?)"""|"[^"\n]*")', text, re.S): yield re.sub(r'\{.*?\}', ' ', part)
+            yield from typed_strings(ast.parse(text.replace('%', '#%') if text.startswith('%') else text))
+
+
+def typed_strings(tree):
+    "String constants inside the arguments of `Markdown` and `print`: also those in names and functions of the cell that they use; no format specifications."
+    made, seen = defaultdict(list), set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Assign, ast.AugAssign)):
+            for target in getattr(node, 'targets', None) or [node.target]: made[getattr(target, 'id', None)].append(node.value)
+        if isinstance(node, ast.FunctionDef): made[node.name] += [n.value for n in ast.walk(node) if isinstance(n, ast.Return) and n.value]
+    def strings(node):
+        if isinstance(node, ast.Constant): yield from [node.value] if isinstance(node.value, str) and not re.fullmatch(r'\+?\.\d[fg]', node.value) else []
+        elif isinstance(node, ast.FormattedValue): yield from strings(node.value)
+        elif isinstance(node, ast.Subscript): yield from strings(node.value)
+        elif isinstance(node, ast.Compare): return
+        elif isinstance(node, ast.Name):
+            if node.id not in seen:
+                seen.add(node.id)
+                for value in made[node.id]: yield from strings(value)
+        else:
+            for child in ast.iter_child_nodes(node): yield from strings(child)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and getattr(node.func, 'id', '') in ('Markdown', 'print'):
+            for part in (*node.args, *node.keywords): yield from strings(part)
+
+
+@pytest.mark.parametrize('code', ['Markdown("AUC 0.871")', 'Markdown(f"{x}" + " against 0.871")', 'text = f"it is {x:.2f} of 0.871"\nMarkdown(text)', 'print("AUC 0.871" if x else "")',
+                                  'def say(x):\n    return f"{x:.3f}, not 0.871"\nMarkdown(say(1))'])
+def test_a_number_in_code_that_is_shown_is_seen(code):
+    assert [n for text in typed_strings(ast.parse(code)) for n in numbers(text)] == ['0.871']
 
 
 def allowed():
