@@ -395,10 +395,10 @@ def logged(update, key):
 def plot_losses(runs,     # records; [] draws the printed values alone
                 panels,   # {title: {column of history: label}}
                 printed=None,  # {column: {update: value}}: drawn as crosses
-                width=7.5):    # inches
-    "One panel a title with a thin line for each run and a thick one for their mean; returns the matplotlib figure."
+                width=5.0):    # inches
+    "One panel a title, one below the other, with a thin line for each run and a thick one for their mean; returns the matplotlib figure."
     import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(1, len(panels), figsize=(width, 3.3), squeeze=False, facecolor="white", layout="constrained")
+    figure, axes = plt.subplots(len(panels), 1, figsize=(width, 3 * len(panels)), squeeze=False, facecolor="white", layout="constrained")
     for axis, (title, columns) in zip(axes.flat, panels.items()):
         for i, (column, label) in enumerate(columns.items()):
             for run in runs:
@@ -411,7 +411,7 @@ def plot_losses(runs,     # records; [] draws the printed values alone
             axis.plot(list(points), list(points.values()), "X", color=f"C{i}", mec="black", ms=9, label=f"{label}, printed" if points else None)
         axis.set(xlabel="update", ylim=(0, None))
         axis.set_title(title + (f", mean of {len(runs)} seeds" if runs[1:] else "" if runs else " (not run)"), fontsize=10)
-        axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))  # below: on the axes it would hide a printed value
+        axis.legend(fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))  # below: on the axes it would hide a printed value
     return figure
 
 # %% ../nbs/foundations/results.ipynb #e7095499
