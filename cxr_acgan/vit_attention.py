@@ -472,7 +472,7 @@ def ablation(recipe):  # CellSettings, of the cells of real images
 
 
 def _experiments():
-    "{experiment: CellSettings}: candidates, the grid, the ablation of the preprocessing, the CNN that the second study chooses and, beside it, the grid's with a threshold found as in that study, the best at 128 px."
+    "{experiment: CellSettings}: candidates, the grid, the ablation of the preprocessing, the transformer without shifted patches, the CNN that the second study chooses and, beside it, the grid's with a threshold found as in that study, the best at 128 px."
     found = {f"recipe_{group}_{name}": s for group, candidates in RECIPES.items() for name, s in candidates.items()}
     frozen = {group: replace(RECIPES[group][name], tested=True) for group, name in CHOSEN.items()}
     frozen["plain"] = replace(RECIPES["cnn"]["plain"], tested=True)
@@ -480,7 +480,8 @@ def _experiments():
         for source in SOURCES:
             generator = GENERATORS.get((source, share), "")
             found[f"grid_{network}_{source}_{share}"] = replace(frozen[network], source=source, generator=generator, share=SHARES[share])
-    return found | ablation(frozen["cnn"])[1] | {"shape_cnn": frozen["shape"], "shape_threshold": replace(RECIPES["shape"]["as_frozen"], tested=True), "best_128": frozen["128"]}
+    unshifted = replace(RECIPES["vit"][CHOSEN["vit"]], options={"shifted": False})
+    return found | ablation(frozen["cnn"])[1] | {"patches_plain": unshifted, "shape_cnn": frozen["shape"], "shape_threshold": replace(RECIPES["shape"]["as_frozen"], tested=True), "best_128": frozen["128"]}
 
 
 def _profiles(settings):
@@ -497,8 +498,8 @@ ABLATION = ablation(PROFILES["grid_cnn_real_all"]["paper"])[0]  # {label: experi
 def declared_seeds(experiment):  # one of `PROFILES`
     "The seeds with which an experiment is to be run, a range or tuple."
     kind, *middle = experiment.split("_")
-    if kind == "recipe":
-        return RECIPE_SEEDS[middle[0]]
+    if kind in ("recipe", "patches"):
+        return RECIPE_SEEDS["vit" if kind == "patches" else middle[0]]
     return range(SEEDS[{"preprocess": "ablation", "shape": "shape", "best": "128"}.get(kind) or ("plain" if middle[0] == "plain" else middle[-1])])
 
 # %% ../nbs/05_vit_attention.ipynb #4397f7b4
@@ -773,7 +774,7 @@ def check_choice(experiment, profile, root=None):
             raise ValueError(f"{experiment} would use the recipe {CHOSEN[group]!r} for {group}, the records choose {chosen!r}: write that into CHOSEN (nbs/05_vit_attention.ipynb)")
 
 
-RESTS_ON = {"grid_cnn_": ("cnn",), "grid_vit_": ("vit",), "preprocess_": ("cnn",), "recipe_shape_": ("cnn",), "shape_": ("shape",),
+RESTS_ON = {"grid_cnn_": ("cnn",), "grid_vit_": ("vit",), "preprocess_": ("cnn",), "patches_": ("vit",), "recipe_shape_": ("cnn",), "shape_": ("shape",),
             "recipe_128_cnn": ("shape",), "recipe_128_vit": ("vit", "shape"), "best_128": ("128",)}  # experiment: groups of candidates
 
 # %% ../nbs/05_vit_attention.ipynb #2c2ee2f3
