@@ -394,6 +394,10 @@ def test_verdicts_on_the_page_follow_from_the_records(page, judged):
         told, row = saved[c.id]
         assert told == name, f'{page}, {c.id}: the page says {told}, the records say {name}: run the page again'
         assert row == _row(c, found, name), f'{page}, {c.id}: value, interval, n or note are not those of the records: run the page again'
+        assert f'>{name}</span>' in row and html.escape(c.quote) in row and f'href="../{c.anchor.split("#")[0]}.html' in row
+        if found.value is not None and c.rule not in AUDITS:
+            value = f'{found.value:,.0f}' if abs(found.value) >= 1000 else f'{found.value:.4g}'
+            assert value in row and found.experiment in row and f'{found.seeds} seed' in row, f'{page}, {c.id}: ours is {value}'
 
 
 # numbers in prose
