@@ -884,15 +884,13 @@ def train_cell(experiment="grid_cnn_real_all",  # see `PROFILES`
         if (path / "run.json").exists():
             return _same_generator(check_record(RunRecord.read(path)), generators or root)
     load = lambda split: load_cxr(dataset, split, settings.image_size, n=settings.images, progress=False)
-    train = load("train")
-    fitted, held_out = training_share(train, settings.share, settings.validation)
+    fitted, held_out = training_share(load("train"), settings.share, settings.validation)
     added = added_images(settings, fitted, profile, seed, generators or root)
     folder, backend = runs_folder(experiment, profile, seed, root), {"backend": keras.backend.backend()}
     open_run(folder, {"settings": asdict(settings), "data": fitted.fingerprint, "generator": added.generator.get("weights")} | backend, fresh=profile == "smoke")
     frame = ChestFrame(fitted.images) if settings.framed or settings.heights else None
     clean = preparation(settings, fitted, frame)
-    everyone = training_share(train, 1.0, settings.validation)[0]  # a tenth is too few for the weights, which are those of all cells
-    framing = FramingWeights(everyone.images, everyone.labels)
+    framing = FramingWeights(fitted.images, fitted.labels)  # fitted to the cell's own patients: a tenth learns nothing of the others
     evaluate = lambda model, images: probabilities(model, clean(images), settings.views, settings.augmentation)
     with dtype_policy(settings.precision):
         twin = same_training(settings, fitted.fingerprint, profile, seed, root) if profile != "smoke" and not added.generator else None
