@@ -18,6 +18,7 @@ import json
 import math
 import time
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 import cv2
 import keras
@@ -292,8 +293,9 @@ def grad_cam(model,   # images to logits, with a layer of that name
              images,  # uint8 (n, image_size, image_size, 1)
              classes=None,  # class numbers (n,); None: those predicted
              layer="features",  # whose output is (n, side, side, c), or tokens (n, 1 + side**2, c)
-             batch_size=32):
-    "Grad-CAM (Selvaraju et al. 2017, equations 1 and 2), float32 (n, side, side), none negative. ValueError: no such layer."
+             batch_size=32,
+             signed=False):  # True: keep what speaks against the class, as negative numbers
+    "Grad-CAM (Selvaraju et al. 2017, equations 1 and 2), float32 (n, side, side), none negative unless signed. ValueError: no such layer."
     known = [one.name for one in model.layers]
     if layer not in known:
         raise ValueError(f"{model.name} has no layer {layer!r}: its layers are {', '.join(known)}")
@@ -306,8 +308,8 @@ def grad_cam(model,   # images to logits, with a layer of that name
         gradient = _gradient(lambda x: ops.sum(head(x, training=False) * wanted), features)
         a, g = (ops.convert_to_numpy(ops.cast(x, "float32")) for x in (features, gradient))
         a, g = (np.moveaxis(_as_grid(np.moveaxis(x[:, 1:], 1, 2)), 1, 3) if x.ndim == 3 else x for x in (a, g))
-        maps.append(np.maximum((g.mean((1, 2), keepdims=True) * a).sum(-1), 0))
-    return np.concatenate(maps)
+        maps.append((g.mean((1, 2), keepdims=True) * a).sum(-1))
+    return np.concatenate(maps) if signed else np.maximum(np.concatenate(maps), 0)
 
 # %% ../nbs/05_vit_attention.ipynb #8e2ff8f3
 def _overlay(axis, picture, over=None):
@@ -948,7 +950,7 @@ def measure_stretch(experiment="grid_cnn_real_all", profile="cpu", dataset="kerm
     return record
 
 # %% ../nbs/05_vit_attention.ipynb #e0790529
-METHODS = {"cnn": {"Grad-CAM": grad_cam}, "vit": {"rollout": rollout_maps, "Grad-CAM": grad_cam}}
+METHODS = {"cnn": {"Grad-CAM": grad_cam, "Grad-CAM, signed": partial(grad_cam, signed=True)}, "vit": {"rollout": rollout_maps, "Grad-CAM": grad_cam}}
 
 def _gray_maps(maps, size):
     "Maps (n, side, side) as uint8 pictures (n, size, size, 1), each from its least to its greatest value."

@@ -22,6 +22,7 @@ PAPERS = ROOT / 'nbs' / 'papers'
 CLAIMS = load_claims(PAPERS / 'claims.csv')
 TEXTS = ROOT.parent / 'shared' / 'papers'
 PAGES = sorted(p.stem for p in PAPERS.glob('*.ipynb'))
+OTHERS = sorted(p.relative_to(ROOT / 'nbs').with_suffix('').as_posix() for folder in ('', 'foundations') for p in (ROOT / 'nbs' / folder).glob('*.ipynb'))
 
 
 @pytest.fixture(scope='module')
@@ -33,7 +34,7 @@ def judged():
     return found
 
 
-def cells(page): return json.loads((PAPERS / f'{page}.ipynb').read_text())['cells']
+def cells(page): return json.loads((PAPERS / f'{page}.ipynb' if page in PAGES else ROOT / 'nbs' / f'{page}.ipynb').read_text())['cells']
 
 
 def source(cell): return ''.join(cell['source'])
@@ -463,6 +464,39 @@ def allowed():
 def claimed(page): return {n for c in CLAIMS if page == c.document for n in numbers(f'{c.quote} {c.where} ' + (f'{c.value:g}' if c.value is not None else ''))}
 
 
+def leaves(value):
+    "The numbers in nested lists and dicts."
+    for v in value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]:
+        if isinstance(v, (dict, list)): yield from leaves(v)
+        elif isinstance(v, (int, float)) and not isinstance(v, bool): yield float(v)
+
+
+def literals(code): return {float(n.value) for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Constant) and isinstance(n.value, (int, float))}
+
+
+def page_literals(page): return {n for c in cells(page) if c['cell_type'] == 'code' and not source(c).startswith('%') for n in literals(source(c))}
+
+
+@pytest.fixture(scope='module')
+def known_values():
+    "(settings of records and numbers in the library's code, counts of images)."
+    runs = [json.loads(p.read_text()) for p in (ROOT / 'results').glob('*/*-seed*/run.json')]
+    settings = {n for run in runs for n in leaves(run['settings'])} | {n for p in (ROOT / 'cxr_acgan').glob('*.py') for n in literals(p.read_text())}
+    return settings, {float(n) for run in runs for n in [run['dataset'].get('n') or 0, *run['dataset'].get('class_counts', {}).values()]}
+
+
+@pytest.mark.parametrize('page', OTHERS)
+def test_no_number_in_the_prose_of_other_pages_comes_from_nowhere(page, known_values):
+    "Each is a setting in the page's code, the library's or a record, a count of images, one of a document, an output of the page, or numbers.csv says what else it is."
+    listed, used = allowed(), {n for text in prose(page) for n in numbers(text)}
+    printed = re.sub(r'(?<=\d)[,_](?=\d)', '', ' '.join(t for cell in cells(page) for t in outputs(cell, 'text/plain', 'text/html')))
+    elsewhere = {float(n) for known in PAGES for n in {*listed[known]} | claimed(known)}
+    known = page_literals(page).union(elsewhere, *known_values)
+    typed = {n for n in used - set(listed[page]) if float(n) not in known} - set(NUMBER.findall(printed))
+    assert not typed, f'{page}: {sorted(typed)} typed in prose: take a result from its record (num), or list it in numbers.csv'
+    assert set(listed[page]) <= used, f'{page}: {sorted(set(listed[page]) - used)} of numbers.csv is no longer there'
+
+
 @pytest.mark.parametrize('page', PAGES)
 def test_no_number_in_prose_comes_from_nowhere(page):
     "Each is printed in the document (the ledger, or numbers.csv), or numbers.csv says what else it is."
@@ -472,8 +506,9 @@ def test_no_number_in_prose_comes_from_nowhere(page):
     assert set(known) <= used, f'{page}: {sorted(set(known) - used)} of numbers.csv is no longer there'
 
 
-def test_where_numbers_come_from():
-    "What numbers.csv says of a number holds: computed on the page, a count of the data in the records, or a reason is given."
+def test_where_numbers_come_from(known_values):
+    "What numbers.csv says of a number holds: computed on the page, a count of the data in the records, a setting in code or a record, in a work of the references, or a reason is given."
+    keys = set(re.findall(r'^@\w+\{([\w-]+),', (ROOT / 'nbs' / 'references.bib').read_text(encoding='utf-8'), flags=re.M))
     runs = [json.loads(p.read_text()) for p in (ROOT / 'results').glob('*/*-seed*/run.json')]
     counts = {f'{n}' for run in runs for n in [run['dataset'].get('n'), *run['dataset'].get('class_counts', {}).values()]}
     real = json.loads((ROOT / 'results' / 'quality_real' / 'cpu-seed0' / 'metrics.json').read_text())['test']
@@ -485,6 +520,8 @@ def test_where_numbers_come_from():
             assert kind in ('document', 'computed', 'data', 'setting', 'literature', 'definition'), (page, number)
             assert reason or kind in ('document', 'data'), f'{page}, {number}: give a reason'
             if kind == 'computed': assert number in {n.rstrip(',') for n in NUMBER.findall(re.sub(r'(?<=\d)[,_](?=\d)', '', printed))}, f'{page}, {number}: no output or assertion shows it'
+            if kind == 'setting': assert float(number) in known_values[0] | page_literals(page), f'{page}, {number}: in no code and in no settings'
+            if kind == 'literature': assert (works := set(re.findall(r'@(\w+)', reason))) and works <= keys, f'{page}, {number}: name its work in references.bib as @key'
             if kind == 'data': assert number in counts, f'{page}, {number}: no record counts so many'
 
 
@@ -494,6 +531,7 @@ def test_numbers_said_to_be_printed_are(documents):
         for number, (kind, _) in rows.items():
             if kind != 'document': continue
             written = {number, f'{float(number):g}', f'{float(number):.4f}', f'{float(number) / 100:g}'}  # 1e-4 as 0.0001, 94 % as 0.94
+            written |= {w for w in re.findall(r'\d\.\d{5,}', text) if re.fullmatch(r'\d\.\d{4}', number) and f'{float(w):.4f}' == number}  # of a printed log
             assert any(re.search(rf'(?<![\d.]){re.escape(w)}(?!\d)', text) for w in written), f'{page}, {number} is not in the document'
 
 

@@ -98,6 +98,8 @@ def test_grad_cam_finds_the_square(trained):
     assert shown.sum() > 24 and large[shown][inside[shown]].mean() > 2 * large[shown][~inside[shown]].mean()
     flipped = v.grad_cam(model, new, 1 - truth)                 # what speaks for the other class
     assert v.map_correlation(maps[shown], flipped[shown])['mean'] < 0.5
+    signed = v.grad_cam(model, new, signed=True)                # the cut is all that sets the two apart
+    assert signed.min() < 0 and np.array_equal(np.maximum(signed, 0), maps)
 
 
 def test_randomisation(trained):
