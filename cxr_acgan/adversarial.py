@@ -107,6 +107,12 @@ class BackendModel(keras.Model):
     "A model whose update is written once, in `_update(replica)`, and runs in the trainers of the three backends."
     metric_names = ()  # logged values that are no losses
 
+    def compile(self, optimizer, jit_compile=None, **kwargs):
+        "As `keras.Model.compile`; without `jit_compile` only JAX compiles by XLA (on two cores oneDNN without it is faster)."
+        if keras.config.dtype_policy().name == "mixed_float16":
+            raise ValueError("mixed_float16 is not supported here: use mixed_bfloat16, which needs no loss scaling")
+        super().compile(optimizer=optimizer, jit_compile=keras.backend.backend() == "jax" if jit_compile is None else jit_compile, **kwargs)
+
     def _replicas(self):
         strategy = getattr(self, "distribute_strategy", None)  # set by Keras under TensorFlow only
         return strategy.num_replicas_in_sync if strategy is not None else 1
@@ -198,13 +204,9 @@ class AdversarialModel(BackendModel):
     def compile(self,
                 d_optimizer,  # keras optimizer of the discriminator
                 g_optimizer,  # keras optimizer of the generator
-                jit_compile=None,  # None: only under JAX (on two cores oneDNN without XLA is faster)
                 **kwargs):
-        "Set both optimisers; `steps_per_execution`, `run_eagerly` and `auto_scale_loss` are passed on to Keras."
-        if keras.config.dtype_policy().name == "mixed_float16":
-            raise ValueError("mixed_float16 is not supported here: use mixed_bfloat16, which needs no loss scaling")
-        jit_compile = keras.backend.backend() == "jax" if jit_compile is None else jit_compile
-        super().compile(optimizer=PairedOptimizer(d_optimizer, g_optimizer), jit_compile=jit_compile, **kwargs)
+        "Set both optimisers; `jit_compile`, `steps_per_execution`, `run_eagerly` and `auto_scale_loss` as in `keras.Model.compile`."
+        super().compile(PairedOptimizer(d_optimizer, g_optimizer), **kwargs)
         self.optimizer.build_pair(self.discriminator.trainable_variables, self.generator.trainable_variables)
 
     def fit(self, x, y=None, *, batch_size=32, steps_per_epoch=None, **kwargs):

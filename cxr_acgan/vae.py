@@ -156,12 +156,9 @@ class VAE(BackendModel):
         self.loss_trackers = [keras.metrics.Mean(name=name) for name in ("loss", *self.metric_names)]
         self.built = True
 
-    def compile(self, optimizer, jit_compile=None, **kwargs):
-        "As `keras.Model.compile`; without `jit_compile` only JAX compiles by XLA (on two cores oneDNN without it is faster)."
-        if keras.config.dtype_policy().name == "mixed_float16":
-            raise ValueError("mixed_float16 is not supported here: use mixed_bfloat16, which needs no loss scaling")
-        jit_compile = keras.backend.backend() == "jax" if jit_compile is None else jit_compile
-        super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
+    def compile(self, optimizer, **kwargs):
+        "As `keras.Model.compile`."
+        super().compile(optimizer, **kwargs)
         self.optimizer.build(self.trainable_variables)
 
     def fit(self, x, y, *, batch_size=32, steps_per_epoch=None, **kwargs):
