@@ -775,6 +775,18 @@ def test_same_maps_on_all_backends(backend, same_on_backends):
     assert all(np.ptp(x) > 1e-6 for x in same_on_backends('backend_vit.py', backend).values())
 
 
+def test_a_tenth_learns_from_its_own_patients_alone(tmp_path, monkeypatch):
+    "The rule behind the odds of the draws and the weights of the threshold is fitted to the images that the cell is trained on."
+    fitted, made = [], v.FramingWeights
+    monkeypatch.setattr(v, 'FramingWeights', lambda images, labels: fitted.append((images, labels)) or made(images, labels))
+    record = v.train_cell('grid_cnn_real_10', 'smoke', 'phantom', 0, tmp_path / 'results')
+    s = v.PROFILES['grid_cnn_real_10']['smoke']
+    own, _ = training_share(load_cxr('phantom', 'train', s.image_size, n=s.images), s.share, s.validation)
+    everyone, _ = training_share(load_cxr('phantom', 'train', s.image_size, n=s.images), 1.0, s.validation)
+    assert len(fitted) == 1 and np.array_equal(fitted[0][0], own.images) and np.array_equal(fitted[0][1], own.labels)
+    assert record.dataset['n'] == len(own) < len(everyone)
+
+
 def test_grid_is_one_recipe():
     for network in ('cnn', 'vit'):
         for profile in ('smoke', 'cpu', 'paper'):
