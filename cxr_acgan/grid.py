@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GRID_SCORES', 'TABLE_SCORES', 'NAMES', 'FIRST_FAMILY', 'recipe_table', 'read_cell', 'read_grid', 'averaged',
-           'cell_scores', 'grid_table', 'holm', 'contrast', 'grid_differences', 'grid_verdicts', 'plot_grid',
+           'cell_scores', 'grid_table', 'in_two', 'holm', 'contrast', 'grid_differences', 'grid_verdicts', 'plot_grid',
            'plot_differences', 'looks_table', 'block_table', 'measure_height', 'height_table', 'runs_table',
            'run_differences']
 
@@ -134,6 +134,13 @@ def _at(found, *keys):
     for key in keys:
         found = found[key]
     return found
+
+
+def in_two(table):  # of grid_table or runs_table
+    "Its scores, and its other columns (thresholds, calibration, cost): two tables, each narrow enough to be read."
+    key = [c for c in ("patients", "network", "experiment", "images") if c in table]
+    first = [*key, *[c for c in ("seeds", *TABLE_SCORES) if c in table]]
+    return table[first], table[[*key, *[c for c in table if c not in first]]]
 
 # %% ../nbs/foundations/grid.ipynb #94b75576
 def holm(p,          # values in [0, 1], any order

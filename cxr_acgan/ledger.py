@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DOCUMENTS', 'KINDS', 'READERS', 'AUDITS', 'VERDICTS', 'Claim', 'load_claims', 'Answer', 'NotMeasured', 'evaluate',
-           'answer', 'verdict', 'num', 'judge', 'ledger_summary', 'ClaimsTable', 'claims_table', 'ledger_chart']
+           'answer', 'verdict', 'num', 'judge', 'ledger_summary', 'ClaimsTable', 'claims_table', 'Verdicts', 'verdicts',
+           'ledger_chart']
 
 # %% ../nbs/foundations/ledger.ipynb #ec4ec09b
 import ast
@@ -137,8 +138,12 @@ def _f1_interval(matrix, k, n_boot=2000):
 
 
 def _documents_order(run, field):
-    "'<path of a confusion matrix, rows = truth> <name> <class>': an entry of the report with rows = predictions."
+    "'<path of a confusion matrix, rows = truth> <name> <class>', or '<path> macro|weighted <name>': an entry of the report with rows = predictions."
     path, name, *k = field.split()
+    if name in ("macro", "weighted"):
+        classes = range(len(_walk(run, path)[0]))
+        each, support = ([_documents_order(run, f"{path} {what} {c}")[0] for c in classes] for what in (k[0], "support"))
+        return float(np.average(each, weights=support if name == "weighted" else None)), None, None, _walk(run, path)[1]
     (found, n), k = _walk(run, path), int(k[0]) if k else 0
     m = np.array(found).T
     if name == "support":
@@ -155,12 +160,6 @@ def _share(run, field):
     "'<path of a count> <path of n>': their ratio, with Wilson's interval."
     count, n = (_walk(run, path)[0] for path in field.split())
     return (count / n, *map(float, wilson_interval(count, n)), n)
-
-
-def _loss_gap(run, field):
-    "Validation loss less training loss at the epoch whose weights were kept."
-    kept = run.history.iloc[run.metrics["best_epoch"]]
-    return float(kept["val_loss"] - kept["loss"]), None, None, run.metrics["fitted"]
 
 
 def _loss_fall(run, field):
@@ -226,20 +225,9 @@ def _chosen(run, field):
     return _read_field(run, f"scores.{images}.{update}.{key}")
 
 
-def _source_accuracy(run, field):
-    "Share of right answers of D to the real images `field` and to fakes, in equal parts; interval of Newcombe (1998, method 10)."
-    counts = [_walk(run, f"discriminator.{name}")[0] for name in (field, "fake")]
-    (real, n), (fake, m) = ((c["source_above_half"], c["n"]) for c in counts)
-    (real_low, real_high), (fake_low, fake_high) = wilson_interval(real, n), wilson_interval(fake, m)
-    value, real, fake = (1 + real / n - fake / m) / 2, real / n, fake / m
-    return (value, value - math.hypot(real - real_low, fake_high - fake) / 2,
-            value + math.hypot(real_high - real, fake - fake_low) / 2, n + m)
-
-
-READERS = {"documents_order": _documents_order, "share": _share, "loss_gap": _loss_gap, "loss_fall": _loss_fall,
+READERS = {"documents_order": _documents_order, "share": _share, "loss_fall": _loss_fall,
            "update_range": _update_range, "logged_batch": _logged_batch, "logged_range": _logged_range,
-           "least_fall": _least_fall, "checkpoint": _checkpoint, "space": _space,
-           "chosen": _chosen, "source_accuracy": _source_accuracy}
+           "least_fall": _least_fall, "checkpoint": _checkpoint, "space": _space, "chosen": _chosen}
 
 # %% ../nbs/foundations/ledger.ipynb #4432346e
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -332,7 +320,10 @@ def _over_runs(rows):
     if len({row[0] for row in rows}) > 1:
         own = all(row[1] is not None for row in rows)
         values = [dict(zip(("value", "low", "high"), row)) if own else row[0] for row in rows]
-        return (*over_runs(values), rows[0][3], "over images and seeds" if own else "Student's t over seeds")
+        value, low, high = over_runs(values)
+        if own and all(0 <= row[1] and row[2] <= 1 for row in rows):
+            low, high = max(low, 0.0), min(high, 1.0)  # a share stays one
+        return value, low, high, rows[0][3], "within runs and over seeds" if own else "Student's t over seeds"
     value, low, high, n = rows[0]
     if len(rows) > 1 and low is None:
         return value, None, None, n, "the same in all runs"
@@ -557,16 +548,41 @@ def claims_table(document=None,   # one of `DOCUMENTS`; None: all
         raise ValueError(f"unknown document {document!r}: use one of {', '.join(DOCUMENTS)}")
     return ClaimsTable(judge([c for c in load_claims(path) if document in (None, c.document)], root), filters)
 
+# %% ../nbs/foundations/ledger.ipynb #a7d04423
+class Verdicts:
+    "The verdicts of a section's claims, grouped, with links to their rows on the same page: HTML, and plain text."
+    def __init__(self, judged, section):
+        self.judged, self.section = judged, section
+
+    def __repr__(self):
+        return "\n".join(f"{name}: {', '.join(c.id for c, _, v in self.judged if v == name)}" for name in VERDICTS if name in {v for *_, v in self.judged})
+
+    def _repr_html_(self):
+        link = lambda claim: f'<a href="#claim-{claim.id}">{claim.id.partition("-")[2]}</a>'
+        groups = [(name, ", ".join(link(c) for c, _, v in self.judged if v == name)) for name in VERDICTS]
+        return (f'<p class="verdicts" data-section="{html.escape(self.section)}">In the ledger: '
+                + "; ".join(f"<strong>{name}</strong> {links}" for name, links in groups if links) + ".</p>")
+
+
+def verdicts(anchor,     # page and section: 'papers/singh#table-1-the-report'
+             root=None,  # folder of records
+             path=None): # of claims.csv, see load_claims
+    "What the ledger says of a section of a document's page. ValueError: no claim leads there."
+    here = [c for c in load_claims(path) if c.anchor == anchor]
+    if not here:
+        raise ValueError(f"no claim of the ledger has the anchor {anchor!r}")
+    return Verdicts(judge(here, root), anchor.partition("#")[2])
+
 # %% ../nbs/foundations/ledger.ipynb #40b84154
 _COLOURS = {"reproduced": "#1b6e3c", "better": "#0b5fa5", "not reproduced": "#a12622", "error in the document": "#7a3e9d",
             "untestable": "#5c5c5c", "not run": "#f4f4f4"}
 
 def ledger_chart(judged=None,  # as judge returns it; None: the committed claims
-                 width=7.0):   # inches
+                 width=7.0, height=2.7): # inches
     "A bar a document, divided by verdict, with the counts in it; returns the matplotlib figure."
     import matplotlib.pyplot as plt
     table = ledger_summary(judged).drop(index="all")
-    figure, axis = plt.subplots(figsize=(width, 2.7), facecolor="white", layout="constrained")
+    figure, axis = plt.subplots(figsize=(width, height), facecolor="white", layout="constrained")
     left = np.zeros(len(table))
     for name in VERDICTS:
         counts = table[name].to_numpy()

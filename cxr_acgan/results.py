@@ -343,8 +343,9 @@ def mean_over_runs(values,  # one a run, (s,)
 def reported_vs_ours(rows,         # (quantity, printed value or None, function record -> number) for each row
                      runs,         # records of one experiment and profile; [] gives "not run"
                      digits=4,
-                     spread=False): # lowest and highest run in place of the interval, as suits single batches
-    """A table with the columns quantity, printed, ours, 95 % interval (or lowest to highest), seeds, profile, difference (ours - printed).
+                     spread=False, # lowest and highest run in place of the interval, as suits single batches
+                     n=None):      # function record -> images behind a number that does not say its own
+    """A table with the columns quantity, printed, ours, 95 % interval (or lowest to highest), n, seeds, profile, difference (ours - printed).
 
     `ours` is the mean over the runs, the interval Student's t. A score with its own interval, {value, low, high}, may be given for the
     number: then the interval covers the choice of test images, too, as if all runs erred alike in it (which is at most the truth).
@@ -365,10 +366,11 @@ def reported_vs_ours(rows,         # (quantity, printed value or None, function 
                 low, high = min(values), max(values)
             row |= {"ours": f"{mean:.{digits}g}",
                     interval: "-" if np.isnan(low) else f"{low:.{digits}g} to {high:.{digits}g}",
+                    "n": values[0]["n"] if isinstance(values[0], dict) and "n" in values[0] else n(runs[0]) if n else "-",
                     "seeds": len(values), "profile": runs[0].profile,
                     "difference": "-" if printed is None else f"{mean - printed:+.{digits}g}"}
         else:
-            row |= {"ours": "not run", interval: "-", "seeds": 0, "profile": "-", "difference": "-"}
+            row |= {"ours": "not run", interval: "-", "n": "-", "seeds": 0, "profile": "-", "difference": "-"}
         table.append(row)
     return pd.DataFrame(table)
 
@@ -411,7 +413,7 @@ def plot_losses(runs,     # records; [] draws the printed values alone
             axis.plot(list(points), list(points.values()), "X", color=f"C{i}", mec="black", ms=9, label=f"{label}, printed" if points else None)
         axis.set(xlabel="update", ylim=(0, None))
         axis.set_title(title + (f", mean of {len(runs)} seeds" if runs[1:] else "" if runs else " (not run)"), fontsize=10)
-        axis.legend(fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))  # below: on the axes it would hide a printed value
+        axis.legend(fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.26))  # below: on the axes it would hide a printed value
     return figure
 
 # %% ../nbs/foundations/results.ipynb #e7095499
@@ -489,6 +491,9 @@ def draw_model(model,      # keras.Model (Functional)
         axis.text(x, y, text, ha="center", va="center", fontsize=9 if spread == 1 else 8,
                   bbox=dict(boxstyle="round,pad=0.25", facecolor="#dbe9f6" if row["parameters"] else "#f4f4f4", edgecolor="#7a8793"))
         for parent in reads:
-            axis.annotate("", (x, y + 0.3), (place[parent][0], place[parent][1] - 0.3),
-                          arrowprops=dict(arrowstyle="->", color="#7a8793"))
+            x0, y0 = place[parent]
+            if x0 == x and y0 - y > 1:  # round the boxes between
+                axis.plot([x, x + 0.48, x + 0.48, x], [y0, y0, y, y], color="#7a8793", lw=1, zorder=0)
+            else:
+                axis.annotate("", (x, y + 0.3), (x0, y0 - 0.3), arrowprops=dict(arrowstyle="->", color="#7a8793"))
     return figure

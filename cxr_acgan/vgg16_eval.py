@@ -410,18 +410,20 @@ def printed_report(matrix):  # counts (C, C), rows = what is taken for the truth
 def report_beside(printed,  # a report as a document prints it, its arguments swapped
                   runs,     # records of train_vgg16; [] gives "not run"
                   on="train"):  # the set
-    "A table with the printed report, ours in the documents' order (mean over the runs), ours with the truth first, and the seeds."
+    "A table with the printed report, ours in the documents' order and with the truth first (mean over the runs [Student's 95 % interval]), n, seeds and profile."
     matrices = [np.array(run.metrics["scores"][on]["confusion"]) for run in runs]
     ours = [[printed_report(m) for m in ms] for ms in ([m.T for m in matrices], matrices)]
     get = lambda report, row, name: report[row][name] if name else report[row]
     table = []
     for row, entry in printed.items():
         for name, value in (entry.items() if isinstance(entry, dict) else [("", entry)]):
-            means = [np.mean([get(r, row, name) for r in reports]) if reports else None for reports in ours]
-            show = lambda v: "not run" if v is None else f"{v:.0f}" if name == "support" else f"{v:.2f}"
-            shown = [show(m) for m in means]
-            table.append({"row": f"{row} {name}".strip(), "printed": show(value), "ours, documents' order": shown[0],
-                          "ours, truth first": shown[1], "seeds": len(runs)})
+            digits = 0 if name == "support" else 2
+            def shown(reports):
+                if not reports: return "not run"
+                mean, low, high = mean_interval([get(r, row, name) for r in reports])
+                return f"{mean:.{digits}f}" + ("" if np.isnan(low) or low == high else f" [{max(low, 0):.{digits}f}, {high if digits == 0 else min(high, 1):.{digits}f}]")
+            table.append({"row": f"{row} {name}".strip(), "printed": f"{value:.{digits}f}", "ours, documents' order": shown(ours[0]), "ours, truth first": shown(ours[1]),
+                          "n": f"{matrices[0].sum():,}" if runs else "-", "seeds": len(runs), "profile": runs[0].profile if runs else "-"})
     return pd.DataFrame(table)
 
 # %% ../nbs/04_vgg16_eval.ipynb #2be2b142
@@ -583,21 +585,19 @@ MEASURES = {"FD-CXR": lambda m: m["frechet_distance"], "kernel distance": lambda
 def quality_table(columns,  # {label: experiment of measure_images}; without records: 'not run'
                   measures=tuple(MEASURES),
                   part="half"):  # of the records' metrics
-    "A row a measure, a column an experiment: mean over the seeds (lowest to highest; of five or more [95 % interval]), with FID and Inception Score where they were run; n and seeds below."
+    "A row a measure, a column an experiment: mean over the seeds [Student's 95 % interval], with FID and Inception Score where they were run; n, seeds and profile below."
     runs = {label: load_runs(name) for label, name in columns.items()}
     inception = {label: load_runs(f"{name}_inception") for label, name in columns.items()}
     def cell(records, get):
         if not records: return "not run"
         values = [get(run.metrics[part]) for run in records]
         mean, low, high = mean_interval(values)
-        if len(values) < 5:
-            return f"{mean:.3g}" + (f" ({min(values):.3g} to {max(values):.3g})" if values[1:] else "")
-        return f"{mean:.3g} [{low:.3g}, {high:.3g}]"
+        return f"{mean:.3g}" + (f" [{low if min(values) < 0 else max(low, 0):.3g}, {high:.3g}]" if values[1:] else "")
     rows = [{"measure": name} | {label: cell(runs[label], MEASURES[name]) for label in columns} for name in measures]
     rows += [{"measure": name} | {label: cell(inception[label], get) for label in columns}
              for name, get in (("FID", MEASURES["FD-CXR"]), ("class-wise FID", MEASURES["class-wise FD-CXR"]),
                                ("Inception Score", lambda m: m["inception_score"][0]))]
-    rows.append({"measure": "n; seeds"} | {label: f"{r[0].metrics[part]['n']:,}; {len(r)}" if r else "-" for label, r in runs.items()})
+    rows.append({"measure": "n; seeds; profile"} | {label: f"{r[0].metrics[part]['n']:,}; {len(r)}; {r[0].profile}" if r else "-" for label, r in runs.items()})
     return pd.DataFrame(rows)
 
 

@@ -145,7 +145,7 @@ def test_badges_open_the_notebook(pages):
     place = f'{settings["user"]}/{settings["repo"]}/blob/{settings["branch"]}/nbs'
     more = [p.relative_to(ROOT / 'nbs').with_suffix('').as_posix() for folder in ('papers', 'foundations') for p in (ROOT / 'nbs' / folder).glob('*.ipynb')]
     assert len(more) == 15
-    for name in (*NOTEBOOKS, *more):
+    for name in (*NOTEBOOKS, *more, 'index', 'quiz', 'cards', 'references'):
         links = pages[str(page_name(f'{name}.ipynb').with_suffix('.html'))].links
         assert f'https://colab.research.google.com/github/{place}/{name}.ipynb' in links, name
         assert f'https://kaggle.com/kernels/welcome?src=https://github.com/{place}/{name}.ipynb' in links, name
