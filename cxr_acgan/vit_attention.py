@@ -335,7 +335,7 @@ def show_maps(images,  # uint8 (n, h, w[, 1])
     for row, (name, values) in zip(axes, rows.items()):
         for k, axis in enumerate(row):
             _overlay(axis, np.asarray(images[k]).squeeze(), values[k])
-        row[0].set_ylabel(name, fontsize=9)
+        row[0].set_ylabel(name.replace(", ", ",\n"), fontsize=9)
     for axis, title in zip(axes[0], titles if titles is not None else []):
         axis.set_title(str(title), fontsize=9)
     return figure
