@@ -13,9 +13,11 @@ HERE = Path(__file__).parent
 
 @pytest.hookimpl(tryfirst=True) # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    "On several processes (`-n`) the tests of a file stay together, since they share fixtures; the notebooks' are spread."
+    "On several processes (`-n`) the tests of a file stay together, since they share fixtures: large files first, and last, one by one, the notebooks', so that no process is left with much."
+    alone = lambda item: item.name.startswith('test_runs_at_smoke')
     for item in items:
-        if not item.name.startswith('test_runs_at_smoke'): item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        if not alone(item): item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: (alone(item), -item.path.stat().st_size, item.path.name)) # stable: within a file the order stays
 
 
 @pytest.fixture(scope='session')
