@@ -25,7 +25,7 @@ import keras
 import numpy as np
 import pandas as pd
 from keras import layers, ops
-from .adversarial import (AdversarialModel, dtype_policy, fit_arguments, generate_classes, generate_images, open_run,
+from .adversarial import (AdversarialModel, BatchNormalization, dtype_policy, fit_arguments, generate_classes, generate_images, open_run,
                                    profile_settings, run_updates, seed_hash, seeded, summarise_updates)
 from .data import load_cxr, source_confound, training_share
 from .features import cxr_network, image_features, inception_network, train_cxr_network
@@ -52,7 +52,7 @@ def acgan_generator(latent_dim=100,  # width of the noise
         raise ValueError(f"latent_dim and num_classes must be at least 1, got {latent_dim} and {num_classes}")
     if normalization not in ("layer", "batch"):
         raise ValueError(f"normalization must be 'layer' or 'batch', got {normalization!r}")
-    Normalization = layers.LayerNormalization if normalization == "layer" else layers.BatchNormalization
+    Normalization = layers.LayerNormalization if normalization == "layer" else BatchNormalization
     noise, labels = keras.Input((latent_dim,), name="noise"), keras.Input((num_classes,), name="labels")
     side, filters = image_size // 8, (256, 128, 64, 32)
     x = layers.Concatenate()([noise, labels])
@@ -317,7 +317,7 @@ def carbone_generator(latent_dim=100,  # width of the noise
     x = layers.Concatenate()([layers.Reshape((side, side, 32 * width))(x), y])
     for filters in (16 * width, 8 * width, 4 * width):
         x = layers.Conv2DTranspose(filters, 5, strides=2, padding="same", kernel_initializer=_normal())(x)
-        x = layers.BatchNormalization(momentum=0.9)(x)
+        x = BatchNormalization(momentum=0.9)(x)
         x = layers.Activation("relu")(x)
     x = layers.Conv2DTranspose(channels, 5, strides=2, padding="same", kernel_initializer=_normal())(x)
     x = layers.Activation("tanh", dtype="float32")(x)
@@ -340,7 +340,7 @@ def carbone_discriminator(image_size=112,  # pixels; a multiple of 16
     images = x = keras.Input((image_size, image_size, channels), name="images")
     for i in range(5):
         x = layers.Conv2D(width * 2**i, 3, strides=2 if i else 1, padding="same", kernel_initializer=_normal())(x)
-        x = layers.BatchNormalization(momentum=0.9)(x)
+        x = BatchNormalization(momentum=0.9)(x)
         x = layers.LeakyReLU(negative_slope=0.2)(x)
         x = layers.Dropout(dropout_rate, seed=i)(x)
     x = layers.Flatten()(x)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PairedOptimizer', 'replica_numbers', 'fit_arguments', 'seed_hash', 'seed_masks', 'BackendModel', 'AdversarialModel',
-           'seeded', 'save_whole', 'UpdateBackup', 'TrainingDiverged', 'UpdateLogger', 'generate_images',
-           'generate_classes', 'profile_settings', 'dtype_policy', 'open_run', 'SampleSaver', 'run_updates',
-           'summarise_updates']
+           'BatchNormalization', 'seeded', 'save_whole', 'UpdateBackup', 'TrainingDiverged', 'UpdateLogger',
+           'generate_images', 'generate_classes', 'profile_settings', 'dtype_policy', 'open_run', 'SampleSaver',
+           'run_updates', 'summarise_updates']
 
 # %% ../nbs/foundations/adversarial.ipynb #dade998d
 import contextlib
@@ -328,6 +328,23 @@ class AdversarialModel(BackendModel):
     def compile_from_config(self, config):
         pair = PairedOptimizer.from_config(config)
         self.compile(pair.d_optimizer, pair.g_optimizer)
+
+# %% ../nbs/foundations/adversarial.ipynb #40d156b1
+@keras.saving.register_keras_serializable("cxr_acgan")
+class BatchNormalization(keras.layers.BatchNormalization):
+    "Keras' layer; over batches of images (n, height, width, channels), training on TensorFlow, by one fused kernel."
+
+    def call(self, inputs, training=None, mask=None):
+        plain = self.renorm or not (self.scale and self.center) or mask is not None or self.axis not in (-1, 3) or len(inputs.shape) != 4
+        if plain or not (training and self.trainable) or keras.backend.backend() != "tensorflow":
+            return super().call(inputs, training=training, mask=mask)
+        import tensorflow as tf
+        gamma, beta, mean, variance = (ops.cast(w, "float32") for w in (self.gamma, self.beta, self.moving_mean, self.moving_variance))
+        outputs, batch_mean, batch_variance, *_ = tf.raw_ops.FusedBatchNormV3(x=inputs, scale=gamma, offset=beta, mean=[], variance=[], epsilon=self.epsilon)
+        n = ops.cast(ops.prod(ops.shape(inputs)[:3]), "float32")
+        self.moving_mean.assign(mean * self.momentum + batch_mean * (1 - self.momentum))
+        self.moving_variance.assign(variance * self.momentum + batch_variance * ((n - 1) / n) * (1 - self.momentum))  # the kernel's is over n - 1
+        return outputs
 
 # %% ../nbs/foundations/adversarial.ipynb #35d36585
 def seeded(seed):

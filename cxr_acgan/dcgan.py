@@ -19,7 +19,7 @@ import keras
 import numpy as np
 import pandas as pd
 from keras import layers, ops
-from .adversarial import (AdversarialModel, TrainingDiverged, dtype_policy, generate_images, open_run, profile_settings, run_updates,
+from .adversarial import (AdversarialModel, BatchNormalization, TrainingDiverged, dtype_policy, generate_images, open_run, profile_settings, run_updates,
                                    seed_hash, seeded, summarise_updates)
 from .data import load_cxr, split_by_patient
 from .features import image_features
@@ -34,7 +34,7 @@ def _normal(mean=0.0):
 
 
 def _batch_norm(x):
-    return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, gamma_initializer=_normal(1.0))(x)
+    return BatchNormalization(momentum=0.9, epsilon=1e-5, gamma_initializer=_normal(1.0))(x)
 
 
 def _widths(image_size, width):
