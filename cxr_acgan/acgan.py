@@ -10,8 +10,8 @@ __all__ = ['SINGH', 'SRM', 'BATCHNORM', 'SMOKE', 'GRID', 'PROFILES', 'CARBONE', 
            'build_carbone', 'unit_range', 'evenly', 'class_grid', 'measured_losses', 'three_classes', 'train_carbone',
            'finish_carbone', 'resized', 'small_classifier', 'StudySettings', 'used_settings', 'fit_small',
            'class_probabilities', 'choose_checkpoint', 'study_sets', 'drawn_images', 'balanced_images',
-           'relabel_by_source', 'within_sources', 'repository_features', 'augmented', 'in_proportion', 'two_protocols',
-           'open_licence', 'attribution', 'train_study']
+           'relabel_by_source', 'within_sources', 'repository_features', 'augmented', 'in_proportion', 'alike',
+           'two_protocols', 'open_licence', 'attribution', 'train_study']
 
 # %% ../nbs/01_acgan.ipynb #4a770986
 import contextlib
@@ -684,31 +684,32 @@ def _scored(dataset, p):
 
 def choose_checkpoint(validation,   # {label (n,), patient (n,), called: {update: class numbers (n,) or a text of them}}
                       test,         # the same of the test images
+                      score="balanced_accuracy",  # or "accuracy", as on the slides
                       n_boot=1000): # bootstrap samples
     """The checkpoint chosen on the test images, as on the slides, and the one chosen on validation images, both on the test images.
 
-    JSON-able: on_test, on_validation ({update, balanced_accuracy of the test images}), gap, the first less the second, with the 95 %
+    JSON-able: on_test, on_validation ({update, the score on the test images by its name}), gap, the first less the second, with the 95 %
     interval of bootstrap samples of patients in each of which both choices are repeated, and same, the share of samples in which
     they agree. The earliest of equals is chosen. ValueError: other updates in one than in the other.
     """
     updates = sorted(test["called"])
     if updates != sorted(validation["called"]) or not updates:
         raise ValueError(f"need the same checkpoints twice, got {sorted(validation['called'])} and {updates}")
-    (held_out, held_out_draws), (here, draws) = (_balanced_draws(part, updates, n_boot) for part in (validation, test))
+    (held_out, held_out_draws), (here, draws) = (_score_draws(part, updates, score, n_boot) for part in (validation, test))
     order = np.random.default_rng(0).permutation(n_boot)  # which sample of the one goes with which of the other
     a, b = here.argmax(), held_out.argmax()
     first, second, each = draws.argmax(0), held_out_draws[:, order].argmax(0), np.arange(n_boot)
     low, high = np.quantile(draws[first, each] - draws[second, each], [0.025, 0.975])
-    way = lambda k: {"update": updates[k], "balanced_accuracy": float(here[k])}
+    way = lambda k: {"update": updates[k], score: float(here[k])}
     return {"on_test": way(a), "on_validation": way(b), "same": float((first == second).mean()),
             "gap": {"value": float(here[a] - here[b]), "low": float(low), "high": float(high), "n": len(test["label"])}}
 
 
-def _balanced_draws(part, updates, n_boot):
-    "Balanced accuracy of each checkpoint (k,), and in the same bootstrap samples of patients (k, n_boot)."
+def _score_draws(part, updates, score, n_boot):
+    "The score of each checkpoint (k,), and in the same bootstrap samples of patients (k, n_boot)."
     one_hot = np.eye(int(max(part["label"])) + 1)
     found = [prediction_draws({**part, "probability": one_hot[np.array([*part["called"][u]], int)]}, n_boot=n_boot) for u in updates]
-    return tuple(np.array([pair[k]["balanced_accuracy"] for pair in found]) for k in (0, 1))
+    return tuple(np.array([pair[k][score] for pair in found]) for k in (0, 1))
 
 # %% ../nbs/01_acgan.ipynb #48eec95c
 def study_sets(dataset, settings):
@@ -763,7 +764,8 @@ def _study_choice(settings, sets, seed, where, folder, verbose):
         for name in p: probabilities[name][update] = p[name]
     score = lambda r, s: r[s]["balanced_accuracy"]["value"]
     called = {name: _called(s, probabilities[name]) for name, s in (("validation", held_out), ("test", test))}
-    metrics = {"checkpoints": rows, **choose_checkpoint(called["validation"], called["test"]), "called": called}
+    pair = called["validation"], called["test"]
+    metrics = {"checkpoints": rows, **choose_checkpoint(*pair), "by_accuracy": choose_checkpoint(*pair, score="accuracy"), "called": called}
     history = pd.DataFrame([{"update": r["update"], "seconds": r["seconds"], **{f"{s}_balanced_accuracy": score(r, s) for s in ("validation", "test")}} for r in rows])
     sheet = generate_classes(chosen, even_labels(18, 3), seed + 2)
     return metrics, history, {"chosen.png": image_sheet(sheet, ncols=6)}
@@ -902,6 +904,12 @@ def in_proportion(labels, reference):
     return np.sort(np.concatenate([np.flatnonzero(labels == c)[:k] for c, k in enumerate(n)]))
 
 
+def alike(labels, others, reference):
+    "Indices into two arrays of class numbers: of each class as many of either, in the class shares of the labels `reference`."
+    several = [np.bincount(some[in_proportion(some, reference)], minlength=reference.max() + 1) for some in (labels, others)]
+    return [np.sort(np.concatenate([np.flatnonzero(some == c)[:n] for c, n in enumerate(np.minimum(*several))])) for some in (labels, others)]
+
+
 def two_protocols(fakes,      # uint8 (n, h, w, 1)
                   labels,     # classes asked for, int (n,)
                   reference,  # CXRDataset, the training images
@@ -909,19 +917,23 @@ def two_protocols(fakes,      # uint8 (n, h, w, 1)
                   network,    # keras.Model, see repository_features
                   shear=0.1, zoom=0.1, seed=0):
     """Fréchet distance, also class by class, in the repository's and in the clean protocol: {protocol: {n, n_reference, frechet_distance,
-    intra}}, and {"real": {protocol: frechet_distance and intra of the other real images}}.
+    intra}}, and {"real": {protocol: the same of the other real images}, "few": {protocol: of as many fakes of each class}}.
 
-    The clean protocol takes of the fakes as many of each class as make the shares of the reference, and adds precision and recall.
+    The repository takes the classes evenly, the clean protocol in the shares of the reference, and adds precision and recall. A distance
+    falls with n, so only "real" and "few" are to be compared; a protocol of which "real" has fewer than two images of a class is left out.
     """
     moved = augmented(reference.images, shear, zoom, seed)
     ways = {"repository": lambda x: repository_features(x, network), "clean": lambda x: image_features(x, network)}
-    found = {}
+    found = {"few": {}, "real": {}}
     for name, features in ways.items():
         x, y, z = features(fakes), features(moved if name == "repository" else reference.images), features(real.images)
-        some = x if name == "repository" else x[in_proportion(labels, reference.labels)]
-        found[name] = {"n": len(some), "n_reference": len(y), "frechet_distance": frechet_distance(some, y),
-                       "intra": intra_frechet_distance(x, labels, y, reference.labels)}
-        found.setdefault("real", {})[name] = {"n": len(z), "frechet_distance": frechet_distance(z, y), "intra": intra_frechet_distance(z, real.labels, y, reference.labels)}
+        shares = labels if name == "repository" else reference.labels
+        measured = lambda f, classes, k: {"n": len(k), "frechet_distance": frechet_distance(f[k], y), "intra": intra_frechet_distance(f[k], classes[k], y, reference.labels)}
+        few, other = alike(labels, real.labels, shares)
+        some = x[in_proportion(labels, shares)]
+        found[name] = {"n": len(some), "n_reference": len(y), "frechet_distance": frechet_distance(some, y), "intra": intra_frechet_distance(x, labels, y, reference.labels)}
+        if np.bincount(real.labels[other], minlength=reference.labels.max() + 1).min() > 1:
+            found["few"][name], found["real"][name] = measured(x, labels, few), measured(z, real.labels, other)
     return found | {"clean": found["clean"] | precision_recall(y, some)}
 
 # %% ../nbs/01_acgan.ipynb #37a6653a

@@ -563,7 +563,7 @@ def _list_original(path, folder, split, lists):
         return s.st_size, s.st_mtime_ns
     files = [file for _, file, _, _ in rows]
     return ((files, np.array([k for k, _, _, _ in rows], np.int64), [size_and_time(f) for f in files]),
-            {file: (source, patient, '') for _, file, source, patient in rows}, f'; {three[-1]}')
+            {file: (source, patient, f'see {source}' if source else '') for _, file, source, patient in rows}, f'; {three[-1]}')
 
 # %% ../nbs/00_data.ipynb #03c716cf
 def source_confound(

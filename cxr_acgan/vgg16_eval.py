@@ -56,7 +56,7 @@ def vgg16_classifier(image_size=64,  # pixels, at least 32
 
 # %% ../nbs/04_vgg16_eval.ipynb #3a52ce7e
 def _classes_of(generator):
-    if not isinstance(generator.input_shape, list) or len(generator.input_shape) != 2:
+    if not isinstance(generator.input_shape, list) or len(generator.input_shape) != 2 or len(generator.input_shape[1]) != 2 or generator.input_shape[1][-1] < 2:
         raise ValueError(f"{generator.name} has no class input: a generator of labelled images takes noise and one-hot labels")
     return generator.input_shape[1][-1]
 

@@ -295,10 +295,11 @@ def test_experiments_on_covidx(trained, monkeypatch):
     assert len(record_images(record, "closest.png")) == 12 and set(quality["ms_ssim"]) == {"synthetic", "real"}
     assert quality["missing"] == {"inception": "no weights here"} and not {"learning_rate", "updates", "epochs"} & set(record.settings)
     space = quality["spaces"]["covidx"]
-    assert {"repository", "clean", "real"} == set(space) and 0 <= space["clean"]["recall"] <= 1 and quality["spaces"]["classifier"]["accuracy"] <= 1
+    assert {"repository", "clean", "real", "few"} == set(space) and 0 <= space["clean"]["recall"] <= 1 and quality["spaces"]["classifier"]["accuracy"] <= 1
     assert [[image["licence"] for image in shown] for shown in quality["shown"]] == 3 * [6 * ["CC BY 4.0"]]
     assert all(name in image["file"].split("/") and image["source"] in ("adults", "children") for name, shown in zip(quality["class_names"], quality["shown"]) for image in shown)
-    assert all(space[p]["intra"]["classes"] == [0, 1, 2] and space[p]["frechet_distance"] > 0 < space["real"][p]["frechet_distance"] for p in ("repository", "clean"))
+    assert all(space[p]["intra"]["classes"] == [0, 1, 2] and space[p]["frechet_distance"] > 0 for p in ("repository", "clean"))
+    assert set(space["real"]) == set(space["few"]) and all(space["real"][p]["intra"]["n"] == space["few"][p]["intra"]["n"] for p in space["real"])
     path = trained.parent / f"runs/carbone/cpu-seed0/generator-{chosen['update']}.keras"
     acgan.unit_range(small_gan().generator).save(path)
     with pytest.raises(ValueError, match="holds other weights than those that .*carbone_choice"):

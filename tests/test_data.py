@@ -212,7 +212,8 @@ def test_covidx_class_folders(tmp_path):
 def test_covidx_original(tmp_path):
     ds = quiet('train', 16, root=make_original(tmp_path))
     assert ds.file_names == tuple(f'train/{f}' for f in ('a.jpeg', 'b (1).png', 'c.png', 'd.png', 'f.png', 'e.png')) and ds.labels.tolist() == [0, 0, 0, 1, 1, 2]
-    assert ds.patients == ('2', 'COVID 1', '419', 'r1', 'r3', 'r2') and ds.sources == ('cohen', 'sirm', 'ricord', 'rsna', 'rsna', 'rsna') and ds.licences == ()
+    assert ds.patients == ('2', 'COVID 1', '419', 'r1', 'r3', 'r2') and ds.sources == ('cohen', 'sirm', 'ricord', 'rsna', 'rsna', 'rsna')
+    assert ds.licences == tuple(f'see {s}' for s in ds.sources) and not ds.showable.any() # the lists name no licence
     assert ds.source.endswith('; train_COVIDx9A.txt')
     expected = cv2.resize(cv2.imread(str(tmp_path / 'train/b (1).png'), cv2.IMREAD_GRAYSCALE), (16, 16), interpolation=cv2.INTER_AREA)
     assert (ds.images[1, ..., 0] == expected).all()

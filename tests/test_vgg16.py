@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
@@ -251,3 +252,20 @@ def test_generators_quality_against_a_known_one(tmp_path):
     few = v.image_quality(np.repeat(data.images[half][::20], 20, axis=0), np.repeat(data.labels[half][::20], 20), reference)
     assert few['frechet_distance'] > 2 * good['frechet_distance'] and few['recall'] < 0.5 * good['recall']
     assert few['ms_ssim']['mean'] > good['ms_ssim']['mean'] and good['n'] == few['n'] == 200
+
+
+def test_inception_on_random_weights(tmp_path, monkeypatch):
+    "FID, class-wise FID and Inception Score, from images to the table: all but ImageNet's weights."
+    from cxr_acgan import features
+    networks = {'inception': features.inception_network(weights=None), 'inception_probabilities': features.inception_network(weights=None, output='probabilities')}
+    monkeypatch.setattr(features, '_network', networks.__getitem__)
+    monkeypatch.setenv('CXR_RESULTS', str(tmp_path))
+    real = load_cxr('phantom', 'train', 32, n=16, progress=False)
+    images, labels = v.labelled_images(toy_generator(), 12, seed=1)
+    labels[:] = np.arange(12) % 2
+    found = v.image_quality(images, labels, real, space='inception')
+    assert found['frechet_distance'] > 0 and found['intra']['mean'] > 0 and 1 <= found['inception_score'][0] <= 12
+    for name, space in (('quality_toy', None), ('quality_toy_inception', found)):
+        RunRecord(name, 'cpu', 0, {}, real.describe(), {'half': space or {'n': 12}}, pd.DataFrame(columns=["update"])).write(tmp_path)
+    table = v.quality_table({'toy': 'quality_toy'}, measures=()).set_index('measure').toy
+    assert table['FID'] == f"{found['frechet_distance']:.3g}" and table['Inception Score'] == f"{found['inception_score'][0]:.3g}"
