@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['SINGH', 'SRM', 'BATCHNORM', 'SMOKE', 'GRID', 'PROFILES', 'CARBONE', 'BALANCE', 'EXPERIMENTS', 'USED', 'COPIES_NEED',
            'STUDIES', 'acgan_generator', 'acgan_discriminator', 'ACGAN', 'ACGANSettings', 'acgan_settings',
-           'build_acgan', 'even_labels', 'discriminator_report', 'finish_run', 'train_acgan', 'sample_acgan',
-           'carbone_generator', 'carbone_discriminator', 'shear_and_zoom', 'CarboneACGAN', 'CarboneSettings',
-           'build_carbone', 'unit_range', 'evenly', 'class_grid', 'measured_losses', 'three_classes', 'train_carbone',
-           'finish_carbone', 'resized', 'small_classifier', 'StudySettings', 'used_settings', 'fit_small',
-           'class_probabilities', 'choose_checkpoint', 'study_sets', 'drawn_images', 'balanced_images',
+           'build_acgan', 'even_labels', 'discriminator_report', 'finish_run', 'train_acgan', 'answers_table',
+           'sample_acgan', 'carbone_generator', 'carbone_discriminator', 'shear_and_zoom', 'CarboneACGAN',
+           'CarboneSettings', 'build_carbone', 'unit_range', 'evenly', 'class_grid', 'measured_losses', 'three_classes',
+           'train_carbone', 'finish_carbone', 'resized', 'small_classifier', 'StudySettings', 'used_settings',
+           'fit_small', 'class_probabilities', 'choose_checkpoint', 'study_sets', 'drawn_images', 'balanced_images',
            'relabel_by_source', 'within_sources', 'repository_features', 'augmented', 'in_proportion', 'alike',
            'two_protocols', 'open_licence', 'attribution', 'train_study']
 
@@ -30,8 +30,8 @@ from .adversarial import (AdversarialModel, BatchNormalization, dtype_policy, fi
 from .data import load_cxr, source_confound, training_share
 from .features import cxr_network, image_features, inception_network, train_cxr_network
 from .metrics import (classification_scores, frechet_distance, inception_score, intra_frechet_distance, memorisation_report,
-                               ms_ssim_diversity, precision_recall, prediction_draws, tsne_embedding)
-from .results import RunRecord, image_sheet, load_network, results_root, runs_folder, weights_digest
+                               ms_ssim_diversity, precision_recall, prediction_draws, tsne_embedding, wilson_interval)
+from .results import RunRecord, finished_run, image_sheet, load_network, results_root, runs_folder, weights_digest
 
 # %% ../nbs/01_acgan.ipynb #b7697938
 def acgan_generator(latent_dim=100,  # width of the noise
@@ -119,11 +119,11 @@ class ACGAN(AdversarialModel):
         "int labels (n,) to float32 (n, num_classes)."
         return ops.one_hot(labels, self.num_classes, dtype="float32")
 
-    def losses_of(self, images, source, labels, training=True):
-        "Least-squares loss of the source output and cross-entropy of the class logits, both means over the batch."
+    def losses_of(self, images, truth, labels, training=True):
+        "Images float32 (n, h, w, channels), the source's truth (1.0, or (n, 1)), labels one-hot (n, k) -> least-squares loss of the source and cross-entropy of the class logits, float32 means over the batch."
         predicted, logits = self.discriminator_logits(images, training=training)
         logits = ops.cast(logits, "float32")
-        return (ops.mean(ops.square(predicted - source)),
+        return (ops.mean(ops.square(predicted - truth)),
                 ops.mean(keras.losses.binary_crossentropy(labels, logits, from_logits=True)))
 
     def d_losses(self, batch):
@@ -209,7 +209,9 @@ def even_labels(n, num_classes):
 
 # %% ../nbs/01_acgan.ipynb #baa27994
 def discriminator_report(gan, train, test, seed, n=624):
-    "What D makes of n training images, the test images and n fakes: source output, and confusion of its class output."
+    """What D makes of n training images, the test images and n fakes: {train, test or fake: {n, source_mean, source_above_half (a count),
+    confusion}}, the last int (num_classes, num_classes) with rows = truth; D in inference.
+    """
     rng = np.random.default_rng(seed_hash(seed, 2000))
     labels = even_labels(n, gan.num_classes)
     fakes = generate_classes(gan.generator, labels, seed + 1, gan.value_range)
@@ -250,14 +252,14 @@ def train_acgan(experiment="singh",  # a name in `PROFILES`
                 generators=None):    # of the experiments with carbone's images: folder of records of its run, where it is another
     """Train one ACGAN (or run an experiment with carbone's images), write its record and return it; a finished record is returned as it is, without training.
 
-    A run that was cut off goes on from its last backup. ValueError: unknown experiment, profile or data set,
-    negative seed; OSError: a folder cannot be written.
+    A run that was cut off goes on from its last backup. ValueError: unknown experiment, profile or data set, a finished record of
+    another data set, negative seed; OSError: a folder cannot be written.
     """
     settings, root = acgan_settings(experiment, profile), results_root(out)
     seed_hash(seed, 0)
     path = root / experiment / f"{profile}-seed{seed}"
-    if (path / "run.json").exists() and profile != "smoke":
-        return RunRecord.read(path)
+    if found := finished_run(path, profile, dataset):
+        return found
     if not isinstance(settings, ACGANSettings):
         how = (settings, experiment, profile, dataset, seed, root)
         return train_carbone(*how, verbose) if isinstance(settings, CarboneSettings) else train_study(*how, generators, verbose)
@@ -272,11 +274,22 @@ def train_acgan(experiment="singh",  # a name in `PROFILES`
     draw = lambda gan: generate_classes(gan.generator, even_labels(16, gan.num_classes), seed)
     with dtype_policy(settings.precision):
         gan = build_acgan(settings, train.num_classes, seed)
-        start, clock = [], time.process_time()
-        losses = run_updates(gan, train.images, train.labels, settings, folder, lambda gan: start.append(gan.updates_done) or draw(gan), verbose)
-        if start and start[0] < settings.updates:  # of a run that was cut off, measured on its last part
-            record.metrics["cpu_seconds"] = (time.process_time() - clock) / (settings.updates - start[0]) * settings.updates
+        losses = run_updates(gan, train.images, train.labels, settings, folder, draw, verbose)
+        if seconds := losses.attrs["cpu_seconds"]:  # of a run that was cut off, measured on its last part
+            record.metrics["cpu_seconds"] = seconds * settings.updates
         return finish_run(gan, train, test, losses, record, settings, folder, root)
+
+# %% ../nbs/01_acgan.ipynb #d356e4f3
+def answers_table(runs):
+    "What `discriminator_report` found, a row a run and set of images; class accuracy with Wilson's 95 % interval."
+    rows = []
+    for run in runs:
+        for name, report in run.metrics["discriminator"].items():
+            right = int(np.trace(np.array(report["confusion"])))
+            low, high = wilson_interval(right, report["n"])
+            rows.append({"seed": run.seed, "images": name, "n": report["n"], "class accuracy": round(right / report["n"], 3),
+                         "95 % interval": f"{low:.3f} to {high:.3f}", "called real": round(report["source_above_half"] / report["n"], 3)})
+    return pd.DataFrame(rows)
 
 # %% ../nbs/01_acgan.ipynb #69917caf
 def sample_acgan(experiment="singh", profile="cpu", seed=0,
@@ -367,12 +380,12 @@ def shear_and_zoom(images,     # float (n, h, w, channels), h = w
 @contextlib.contextmanager
 def _moving_averages(network):
     "Batch normalization as in inference inside the block, whatever `training` says."
-    norms = [layer for layer in network.layers if isinstance(layer, layers.BatchNormalization)]
-    for layer in norms: layer.trainable = False
+    norms = [(layer, layer.trainable) for layer in network.layers if isinstance(layer, layers.BatchNormalization)]
+    for layer, _ in norms: layer.trainable = False
     try:
         yield
     finally:
-        for layer in norms: layer.trainable = True
+        for layer, trainable in norms: layer.trainable = trainable
 
 
 @keras.saving.register_keras_serializable("cxr_acgan")

@@ -117,12 +117,12 @@ class BackendModel(keras.Model):
         strategy = getattr(self, "distribute_strategy", None)  # set by Keras under TensorFlow only
         return strategy.num_replicas_in_sync if strategy is not None else 1
 
-    def _value_and_grad(self, losses, network):
-        "Losses (dict of scalars), whose sum without the metrics plus the network's penalties is differentiated, and the gradients."
+    def _value_and_grad(self, loss_fn, network):
+        "What `loss_fn` returns, losses (dict of scalars), whose sum without the metrics plus the network's penalties is differentiated, and the gradients."
         variables = network.trainable_variables
 
         def total():
-            values = losses()
+            values = loss_fn()
             return sum(v for k, v in values.items() if k not in self.metric_names) + sum(network.losses), values
 
         if keras.backend.backend() == "tensorflow":
@@ -260,7 +260,7 @@ class AdversarialModel(BackendModel):
         raise NotImplementedError("a GAN gives the losses of its generator in `g_losses`")
 
     def take_turns(self, batch, turn):
-        "The update of D, then that of G: the logs, a dictionary. `turn(losses, network)` makes one update and returns what `losses()` gave."
+        "The update of D, then that of G: the logs, a dictionary. `turn(loss_fn, network)` makes one update and returns what `loss_fn()` gave."
         return turn(lambda: self.d_losses(batch), self.discriminator) | turn(lambda: self.g_losses(batch), self.generator)
 
     def draw_real(self):
@@ -295,8 +295,8 @@ class AdversarialModel(BackendModel):
     def _update(self, numbers):
         self.set_seed_states(ops.reshape(numbers, (-1,))[0])
 
-        def turn(losses, network):
-            values, gradients = self._value_and_grad(losses, network)
+        def turn(loss_fn, network):
+            values, gradients = self._value_and_grad(loss_fn, network)
             optimizer = self.optimizer.d_optimizer if network is self.discriminator else self.optimizer.g_optimizer
             self._apply(optimizer, gradients, network.trainable_variables)
             return values
@@ -397,11 +397,12 @@ class UpdateLogger(keras.callbacks.Callback):
     """
     def __init__(self, path):
         super().__init__()
-        self.path, self.rows = path, []
+        self.path, self.rows, self.resumed_at = path, [], None  # the first update of this process
 
     def on_train_begin(self, logs=None):
         start = self.model.updates_done
         self.rows, self.next = [], start
+        self.resumed_at = start if self.resumed_at is None else self.resumed_at
         if start and self.path.exists():
             header, *lines = self.path.read_text().splitlines()
             self.rows = [dict(zip(header.split(","), map(float, line.split(",")))) for line in lines]
@@ -519,6 +520,8 @@ def run_updates(gan,       # AdversarialModel, compiled
                 verbose=0):
     """Train to `settings.updates`, going on from the backup in `folder` if there is one; the losses of each update, a data frame.
 
+    Its `attrs` hold `resumed_at`, the first update that this call made, and `cpu_seconds`, of all cores for an update (None: it made none).
+
     ValueError: a sample wanted where training does not stop; TrainingDiverged: a loss was not finite; RuntimeError: lines of losses.csv are missing.
     """
     wrong = [u for u in settings.sample_updates if u != settings.updates and (u % settings.checkpoint_every or u > settings.updates)]
@@ -529,7 +532,7 @@ def run_updates(gan,       # AdversarialModel, compiled
     backup = UpdateBackup(folder / "backup", log, delete_checkpoint=False)
     callbacks = [log, SampleSaver(folder, settings.sample_updates, draw)]
     epochs, rest = divmod(settings.updates, settings.checkpoint_every)
-    data = dict(x=images, y=labels, batch_size=settings.batch_size, verbose=verbose)
+    data, clock = dict(x=images, y=labels, batch_size=settings.batch_size, verbose=verbose), time.process_time()
     if epochs:
         gan.fit(**data, epochs=epochs, steps_per_epoch=settings.checkpoint_every, callbacks=[backup, *callbacks])
     if rest:
@@ -537,6 +540,8 @@ def run_updates(gan,       # AdversarialModel, compiled
     losses = pd.read_csv(log.path)
     if len(losses) != settings.updates:
         raise RuntimeError(f"{log.path} holds {len(losses)} of {settings.updates} updates: remove {folder} to start anew")
+    made = settings.updates - log.resumed_at
+    losses.attrs = {"resumed_at": log.resumed_at, "cpu_seconds": (time.process_time() - clock) / made if made else None}
     return losses
 
 # %% ../nbs/foundations/adversarial.ipynb #74de80bc

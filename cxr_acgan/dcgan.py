@@ -25,7 +25,7 @@ from .data import load_cxr, split_by_patient
 from .features import image_features
 from .metrics import (classification_scores, frechet_distance, kernel_distance, memorisation_report,
                                ms_ssim_diversity, precision_recall, wilson_interval)
-from .results import RunRecord, image_sheet, load_network, results_root, runs_folder
+from .results import RunRecord, finished_run, image_sheet, load_network, results_root, runs_folder
 from .vgg16_eval import generator_identity
 
 # %% ../nbs/02_dcgan.ipynb #88b1098d
@@ -116,11 +116,11 @@ class DCGAN(AdversarialModel):
 
     def take_turns(self, batch, turn):
         "D's update between the generator's pass forward and its pass back, so that the fakes are made once."
-        def losses():
+        def step_d_then_g_losses():
             fake = self.generator(batch["noise"], training=True)
-            before = turn(lambda: self.d_losses({"real": batch["real"], "fake": ops.stop_gradient(fake)}), self.discriminator)
-            return {k: ops.stop_gradient(v) for k, v in before.items()} | self.g_losses({"fake": fake})
-        return turn(losses, self.generator)
+            d_logs = turn(lambda: self.d_losses({"real": batch["real"], "fake": ops.stop_gradient(fake)}), self.discriminator)
+            return {k: ops.stop_gradient(v) for k, v in d_logs.items()} | self.g_losses({"fake": fake})
+        return turn(step_d_then_g_losses, self.generator)
 
     def d_losses(self, batch):
         "Loss_D, D(x) and D(G(z)) of `batch['real']` and `batch['fake']`, float32 (n, h, w, channels), each in a batch of its own."
@@ -342,8 +342,8 @@ def train_dcgan(experiment="noori",  # a name in `PROFILES`
     settings, root = dcgan_settings(experiment, profile), results_root(out)
     noise = normal_noise(settings.samples, settings.latent_dim, seed)
     path = root / experiment / f"{profile}-seed{seed}"
-    if (path / "run.json").exists() and profile != "smoke":
-        return RunRecord.read(path)
+    if found := finished_run(path, profile, dataset):
+        return found
     train, test = load_images(dataset, settings)
     folder, backend = runs_folder(experiment, profile, seed, root), {"backend": keras.backend.backend()}
     open_run(folder, {"settings": asdict(settings), "data": train.fingerprint} | backend, fresh=profile == "smoke")
@@ -502,6 +502,8 @@ def plot_quality(runs,        # records of measure_dcgan; [] draws empty panels
             axis.axhline(value, color=f"C{i}", ls="--", lw=1, label=None if i else "real images")
         axis.set_title(title if runs else f"{title} (not run)", fontsize=10)
         axis.set(xlabel="epoch", yscale="log" if "distance" in key and runs else "linear")
+        if runs and axis.get_yscale() == "log" and value <= 0:  # of the last run; a logarithmic axis has no such line
+            axis.set_title(f"{title} (real: {value:.3f})", fontsize=10)
         axis.set_ylim(*{"precision": (0, 1), "recall": (0, 1), "copies": (-0.002, None)}.get(key, (None, None)))
     if runs:
         figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['results_root', 'runs_folder', 'load_network', 'weights_digest', 'environment', 'device_name', 'commit_name',
-           'RunRecord', 'json_value', 'load_runs', 'image_sheet', 'show_sheet', 'sheet_images', 'record_images',
-           'thumbnail_places', 'show_embedding', 'mean_interval', 'mean_over_runs', 'reported_vs_ours', 'over_runs',
-           'logged', 'plot_losses', 'not_run', 'provenance', 'layer_table', 'layer_graph', 'draw_model']
+           'RunRecord', 'finished_run', 'json_value', 'load_runs', 'image_sheet', 'show_sheet', 'sheet_images',
+           'record_images', 'thumbnail_places', 'show_embedding', 'mean_interval', 'mean_over_runs', 'reported_vs_ours',
+           'over_runs', 'logged', 'plot_losses', 'not_run', 'provenance', 'layer_table', 'layer_graph', 'draw_model']
 
 # %% ../nbs/foundations/results.ipynb #2a8c9d43
 import hashlib
@@ -169,6 +169,19 @@ class RunRecord:
             raise ValueError(f"{path} holds a broken record: run.json has no {', '.join(missing)}")
         known = {k: run.pop(k) for k in ("experiment", "profile", "seed", "settings", "dataset", "wall_s")}
         return cls(**known, metrics=metrics, history=history, environment=run, path=path)
+
+# %% ../nbs/foundations/results.ipynb #6cfdab2e
+def finished_run(path,     # of the record
+                 profile,  # 'smoke' is never finished
+                 dataset): # name or folder, as `load_cxr` takes it
+    "The record at `path`, or None where there is none. ValueError: it is of another data set."
+    if profile == "smoke" or not (path / "run.json").exists():
+        return None
+    record = RunRecord.read(path)
+    known, asked = record.dataset.get("name"), str(dataset) if str(dataset) == record.dataset.get("name") else Path(dataset).expanduser().resolve().name
+    if known != asked:
+        raise ValueError(f"{path} holds a run on {known}, not on {dataset}: write to another folder of records, or run again with --overwrite")
+    return record
 
 # %% ../nbs/foundations/results.ipynb #e9b6f595
 def json_value(value):

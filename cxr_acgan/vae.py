@@ -12,7 +12,6 @@ __all__ = ['PAPER', 'SMOKE', 'SWEEP', 'VAE_10', 'PROFILES', 'kl_divergence', 'Sa
 # %% ../nbs/03_vae.ipynb #c8cd81ff
 import math
 import shutil
-import time
 from dataclasses import asdict, dataclass, replace
 import keras
 import numpy as np
@@ -22,7 +21,7 @@ from .adversarial import (BackendModel, dtype_policy, fit_arguments, generate_cl
                                    run_updates, seed_hash, seeded, summarise_updates)
 from .data import load_cxr, training_share
 from .metrics import psnr, ssim, tsne_embedding
-from .results import RunRecord, image_sheet, load_network, results_root, runs_folder
+from .results import RunRecord, finished_run, image_sheet, load_network, results_root, runs_folder
 
 # %% ../nbs/03_vae.ipynb #be62c24e
 def kl_divergence(z_mean,     # of q(z|x), any shape
@@ -442,8 +441,7 @@ def vae_sheets(vae, tested, latent):
             "traversals.png": image_sheet(walks)}
 
 
-def finish_vae(vae, sets, losses, record, settings, folder, root,
-               cpu_per_update=None):  # seconds of all cores, the rows of the history included; None: not known
+def finish_vae(vae, sets, losses, record, settings, folder, root):
     "Weights to `folder`, numbers and sheets to the record."
     vae.decoder.save(folder / "generator.keras")  # under the name that `load_network` looks for
     vae.encoder.save(folder / "encoder.keras")
@@ -455,8 +453,8 @@ def finish_vae(vae, sets, losses, record, settings, folder, root,
                       "tsne": latent_map(vae, {name: sets[name] for name in ("validation", "test")}),
                       "label_effect": label_effect(vae.decoder), "sheet_labels": shown_images(sets["test"]).labels,
                       "sets": {name: tested.describe() for name, tested in sets.items()}}
-    if cpu_per_update:  # of a run that was cut off, measured on its last part
-        record.metrics["cpu_seconds"] = cpu_per_update * settings.updates
+    if seconds := losses.attrs["cpu_seconds"]:  # the rows of the history included; of a run that was cut off, measured on its last part
+        record.metrics["cpu_seconds"] = seconds * settings.updates
     if settings.likelihood == "gaussian":
         record.metrics["variance"] = vae.variance
     record.write(root, vae_sheets(vae, sets["test"], latent))
@@ -478,8 +476,8 @@ def train_vae(experiment="vae",    # see `PROFILES`
     settings, root = vae_settings(experiment, profile), results_root(out)
     seed_hash(seed, 0)
     path = root / experiment / f"{profile}-seed{seed}"
-    if (path / "run.json").exists() and profile != "smoke":
-        return RunRecord.read(path)
+    if found := finished_run(path, profile, dataset):
+        return found
     train, test = (load_cxr(dataset, split, settings.image_size, n=settings.images) for split in ("train", "test"))
     fitted, held_out = training_share(train, settings.share, settings.validation)
     sets = {"train": spread(fitted, settings.evaluated), "validation": held_out, "test": test}
@@ -489,11 +487,8 @@ def train_vae(experiment="vae",    # see `PROFILES`
     parts = [sets["train"], spread(held_out, settings.evaluated)]
     with dtype_policy(settings.precision):
         vae = build_vae(settings, fitted.num_classes, seed)
-        done, clock = [], time.process_time()
-        losses = run_updates(vae, fitted.images, fitted.labels, settings, folder,
-                             lambda vae: done.append(vae.updates_done) or curve_point(vae, parts), verbose)
-        cpu = (time.process_time() - clock) / (settings.updates - done[0]) if done and done[0] < settings.updates else None
-        return finish_vae(vae, sets, losses, record, settings, folder, root, cpu)
+        losses = run_updates(vae, fitted.images, fitted.labels, settings, folder, lambda vae: curve_point(vae, parts), verbose)
+        return finish_vae(vae, sets, losses, record, settings, folder, root)
 
 # %% ../nbs/03_vae.ipynb #21131cb7
 def plot_elbo(runs,        # records of train_vae of one experiment; [] draws empty panels
