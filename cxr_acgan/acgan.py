@@ -703,17 +703,17 @@ def choose_checkpoint(validation,   # {label (n,), patient (n,), called: {update
 
     JSON-able: on_test, on_validation ({update, the score on the test images by its name}), gap, the first less the second, with the 95 %
     interval of bootstrap samples of patients in each of which both choices are repeated, and same, the share of samples in which
-    they agree. The earliest of equals is chosen. ValueError: other updates in one than in the other.
+    they agree. Neither the gap nor its interval can lie below 0, so that an interval above 0 is no test. The earliest of equals is chosen. ValueError: other updates in one than in the other.
     """
-    updates = sorted(test["called"])
-    if updates != sorted(validation["called"]) or not updates:
-        raise ValueError(f"need the same checkpoints twice, got {sorted(validation['called'])} and {updates}")
+    updates = sorted(test["called"], key=int)  # texts in a record that was read back
+    if updates != sorted(validation["called"], key=int) or not updates:
+        raise ValueError(f"need the same checkpoints twice, got {sorted(validation['called'], key=int)} and {updates}")
     (held_out, held_out_draws), (here, draws) = (_score_draws(part, updates, score, n_boot) for part in (validation, test))
     order = np.random.default_rng(0).permutation(n_boot)  # which sample of the one goes with which of the other
     a, b = here.argmax(), held_out.argmax()
     first, second, each = draws.argmax(0), held_out_draws[:, order].argmax(0), np.arange(n_boot)
     low, high = np.quantile(draws[first, each] - draws[second, each], [0.025, 0.975])
-    way = lambda k: {"update": updates[k], score: float(here[k])}
+    way = lambda k: {"update": int(updates[k]), score: float(here[k])}
     return {"on_test": way(a), "on_validation": way(b), "same": float((first == second).mean()),
             "gap": {"value": float(here[a] - here[b]), "low": float(low), "high": float(high), "n": len(test["label"])}}
 
@@ -909,18 +909,23 @@ def augmented(images, shear=0.1, zoom=0.1, seed=0):
     return np.clip(np.rint(np.concatenate(parts)), 0, 255).astype("uint8")
 
 
+def _spread(labels, c, k):
+    "Indices of k images of the class, evenly over their order: files are sorted by name, and the first ones are of one source."
+    return np.flatnonzero(labels == c)[np.arange(k) * (labels == c).sum() // max(k, 1)]
+
+
 def in_proportion(labels, reference):
-    "Indices of as many of the images with these class numbers as have the class shares of the labels `reference`."
+    "Indices of as many of the images with these class numbers as have the class shares of the labels `reference`, spread over each class."
     most = max(labels.max(), reference.max()) + 1
     have, want = np.bincount(labels, minlength=most), np.bincount(reference, minlength=most) / len(reference)
     n = np.floor(want * (have[want > 0] / want[want > 0]).min()).astype(int)
-    return np.sort(np.concatenate([np.flatnonzero(labels == c)[:k] for c, k in enumerate(n)]))
+    return np.sort(np.concatenate([_spread(labels, c, k) for c, k in enumerate(n)]))
 
 
 def alike(labels, others, reference):
     "Indices into two arrays of class numbers: of each class as many of either, in the class shares of the labels `reference`."
     several = [np.bincount(some[in_proportion(some, reference)], minlength=reference.max() + 1) for some in (labels, others)]
-    return [np.sort(np.concatenate([np.flatnonzero(some == c)[:n] for c, n in enumerate(np.minimum(*several))])) for some in (labels, others)]
+    return [np.sort(np.concatenate([_spread(some, c, n) for c, n in enumerate(np.minimum(*several))])) for some in (labels, others)]
 
 
 def two_protocols(fakes,      # uint8 (n, h, w, 1)

@@ -55,14 +55,17 @@ def find_notebooks(
     nbs = Path(root) / 'nbs'
     known = [nbs / f'{n}.ipynb' for n in NOTEBOOKS]
     others = [p for p in sorted(nbs.rglob('*.ipynb')) if p not in known and not any(s[0] in '._' for s in p.relative_to(nbs).parts)]
-    keys = {}
+    keys, several = {}, {}
     for path in (*others, *known):
         name = path.relative_to(nbs).with_suffix('').as_posix()
-        for key in (name, path.stem, re.sub(r'^\d+_', '', path.stem)): keys[key] = path
+        for key in {name, path.stem, re.sub(r'^\d+_', '', path.stem)}:
+            keys[key] = path
+            several.setdefault(key, []).append(name)
         if path in known: keys[str(int(path.stem[:2]))] = path
     found = []
     for name in names or NOTEBOOKS:
         key = re.sub(r'^(\./)?(nbs/)?|\.ipynb$', '', name)
+        if len(several.get(key, ())) > 1: raise ValueError(f'notebook {name!r} may be {" or ".join(several[key])}: give one of these')
         path = keys.get(str(int(key)) if key.isdigit() else key) or next((p for p in keys.values() if p == Path(name).resolve()), None)
         if path is None or not path.is_file():
             raise ValueError(f'unknown notebook {name!r}: use {", ".join(p.relative_to(nbs).with_suffix("").as_posix() for p in (*known, *others))}')
@@ -364,7 +367,8 @@ def _check_run(profile, dataset, seed):
 def _writable(folder):
     "The absolute path of a folder, there or not; OSError before any work when nothing can be written to it."
     folder = Path(folder).resolve()
-    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    existing = next((p for p in (folder, *folder.parents) if p.exists()), None)
+    if existing is None: raise OSError(f'{folder}: no such drive')
     if not existing.is_dir(): raise OSError(f'{existing} is a file; give a folder')
     try: tempfile.TemporaryFile(dir=existing).close()
     except OSError as e: raise OSError(e.errno, f'cannot be written: {e.strerror}', str(folder)) from e
@@ -452,19 +456,21 @@ def data_command(
 def train_command(
     experiment: Annotated[str, typer.Argument(help='For instance singh, srm or vgg16_singh; an unknown one names the families.')],
     profile: Annotated[str, typer.Option(help='smoke, cpu or paper.')] = 'cpu',
-    dataset: Annotated[Optional[str], typer.Option(help='phantom for smoke; otherwise covidx for carbone, kermany for the rest.', show_default=False)] = None,
+    dataset: Annotated[Optional[str], typer.Option(help='phantom for smoke; otherwise covidx for carbone, kermany for the rest; or a folder with train/ and test/ of class folders.', show_default=False)] = None,
     seed: Annotated[int, typer.Option(help='Seed of everything that is drawn.')] = 0,
-    out: Annotated[Path, typer.Option(help='Folder of the records; weights go to runs/ beside it.')] = Path('results'),
+    out: Annotated[Optional[Path], typer.Option(help='Folder of the records (results/ of the checkout, or $CXR_RESULTS); weights go to runs/ beside it.', show_default=False)] = None,
     overwrite: Annotated[bool, typer.Option('--overwrite', help='Train again and replace a finished record.')] = False,
 ):
     "Train an experiment and write its record. A killed training goes on from its last backup; a finished one whose weights are missing gets them again. One that diverges is an error, also where that is written down in a record."
     dataset = _check_run(profile, _default_dataset(experiment, profile) if dataset is None else dataset, seed)
-    out = _writable(out)
+    from cxr_acgan.results import finished_run, results_root
+    out = _writable(results_root(out))
     module = _module_of(experiment, profile)
     train = getattr(module, TRAINERS[module.__name__.rpartition('.')[2]])
     record = out / experiment / f'{profile}-seed{seed}'
     weights = out.parent / 'runs' / experiment / record.name
     done = (record / 'run.json').is_file() and profile != 'smoke'
+    if done and not overwrite: finished_run(record, profile, dataset) # of another data set: an error
     if not done or overwrite or not any(weights.glob('*')):
         again = weights.parent.parent / 'again' / f'{experiment}-{record.name}' # a fixed name: a killed training goes on
         fresh = again / 'results' if done else out
@@ -531,7 +537,7 @@ def sample_command(
     seed: Annotated[int, typer.Option(help='Seed of that run.')] = 0,
     n: Annotated[int, typer.Option('-n', help='Images, each class as often.')] = 64,
     out: Annotated[Path, typer.Option(help='The sheet, a PNG file.')] = Path('sheet.png'),
-    results: Annotated[Path, typer.Option(help='Folder of the records; weights lie in runs/ beside it.')] = Path('results'),
+    results: Annotated[Optional[Path], typer.Option(help='Folder of the records (results/ of the checkout, or $CXR_RESULTS); weights lie in runs/ beside it.', show_default=False)] = None,
 ):
     "Draw images from trained weights on one sheet."
     if n < 1: raise ValueError(f'n {n}: must be at least 1')
@@ -540,8 +546,8 @@ def sample_command(
     _writable(out.resolve().parent)
     module = _module_of(experiment, profile, SAMPLERS)
     import cv2
-    from cxr_acgan.results import image_sheet
-    drawn = getattr(module, SAMPLERS[module.__name__.rpartition('.')[2]])(experiment, profile, seed, n, out=results.resolve())
+    from cxr_acgan.results import image_sheet, results_root
+    drawn = getattr(module, SAMPLERS[module.__name__.rpartition('.')[2]])(experiment, profile, seed, n, out=results_root(results).resolve())
     images = drawn[0] if isinstance(drawn, tuple) else drawn # and labels, where the generator has classes
     _write_atomic(out, cv2.imencode('.png', image_sheet(images))[1].tobytes())
     print(f'{len(images)} images: {out}')
@@ -551,17 +557,18 @@ def sample_command(
 def evaluate_command(
     experiment: Annotated[str, typer.Argument(help='A trained generator: singh, srm, noori ...; real, the baseline; or a classifier of the grid, for its maps.')],
     profile: Annotated[str, typer.Option(help='Profile of the run whose weights are used.')] = 'cpu',
-    dataset: Annotated[Optional[str], typer.Option(help='What it was trained on: phantom for smoke; otherwise covidx for carbone, kermany for the rest.', show_default=False)] = None,
+    dataset: Annotated[Optional[str], typer.Option(help='What it was trained on: phantom for smoke; otherwise covidx for carbone, kermany for the rest; or that folder.', show_default=False)] = None,
     seed: Annotated[int, typer.Option(help='Seed of that run.')] = 0,
     n: Annotated[Optional[int], typer.Option('-n', help='Generated images (6,000), or test images whose maps are compared (100).', show_default=False)] = None,
     space: Annotated[str, typer.Option(help='Feature space: cxr or inception.')] = 'cxr',
-    out: Annotated[Path, typer.Option(help='Folder of the records; weights lie in runs/ beside it.')] = Path('results'),
+    out: Annotated[Optional[Path], typer.Option(help='Folder of the records (results/ of the checkout, or $CXR_RESULTS); weights lie in runs/ beside it.', show_default=False)] = None,
 ):
     "Measure a generator's images (distances to real ones, precision, recall, coverage, diversity, copies of training images), or what a classifier's maps depend on."
     dataset = _check_run(profile, _default_dataset(experiment, profile) if dataset is None else dataset, seed)
     if n is not None and n < 1: raise ValueError(f'n {n}: must be at least 1')
     if space not in ('cxr', 'inception'): raise ValueError(f'unknown space {space!r}: use cxr, inception')
-    out = _writable(out)
+    from cxr_acgan.results import results_root
+    out = _writable(results_root(out))
     with _quiet():
         from cxr_acgan.dcgan import measure_dcgan
         from cxr_acgan.vgg16_eval import measure_images

@@ -91,7 +91,8 @@ class CXRDataset:
 
     def subset(self, indices):
         "The images at `indices` (whole numbers or a bool array), in that order."
-        i = np.arange(len(self))[np.asarray(indices)]
+        indices = np.asarray(indices)
+        i = np.arange(len(self), dtype=np.int64)[indices if indices.size else indices.astype(int)] # one dtype, since the fingerprint counts it
         fingerprint = self.fingerprint if np.array_equal(i, np.arange(len(self))) else _digest(self.fingerprint, i)
         texts = {f: tuple(getattr(self, f)[k] for k in i) for f in ('file_names', 'patients', 'sources', 'licences') if getattr(self, f)}
         return replace(self, images=self.images[i], labels=self.labels[i], fingerprint=fingerprint, **texts)
@@ -155,6 +156,8 @@ def patient_id(
     return next(filter(None, m.groups()), '') if m else ''
 
 # %% ../nbs/00_data.ipynb #6c221f05
+_OF_THE_FILE = {'empty', 'truncated', 'not an image'} # what does not change while the file does not; a disk or network that fails may
+
 def _read_image(path, image_size):
     "Gray uint8 (image_size, image_size) and the file's SHA-256; (reason, None) where it cannot be read."
     try: data = path.read_bytes()
@@ -232,7 +235,7 @@ def _load_folder(folder, listing, classes, image_size, cache_dir, strict, progre
         with open(cache, 'rb') as f, np.load(f, allow_pickle=False) as z: images, kept, digest, skipped = z['images'], z['kept'], str(z['digest']), json.loads(str(z['skipped']))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error): # none yet, or a damaged one
         images, kept, digest, skipped = _read_files(folder, files, image_size, progress, name)
-        if len(kept): _write_cache(cache, images=images, kept=kept, digest=np.array(digest), skipped=np.array(json.dumps(skipped)))
+        if len(kept) and set(skipped.values()) <= _OF_THE_FILE: _write_cache(cache, images=images, kept=kept, digest=np.array(digest), skipped=np.array(json.dumps(skipped)))
     if skipped:
         first = '; '.join(f'{f} ({why})' for f, why in list(skipped.items())[:3]) + ('; ...' if len(skipped) > 3 else '')
         if strict: raise ValueError(f'{folder}: {len(skipped)} of {len(files)} files cannot be read: {first}; repair or remove them')
@@ -297,7 +300,7 @@ def _find(name, root, cache_dir, progress, download=True):
     kaggle = facts['kaggle'] or name
     places = {f'$CXR_DATA ({data or "not set"})': [Path(data).expanduser()] if data else [],
               str(_KAGGLE_INPUT / kaggle.split('/')[-1]): [_KAGGLE_INPUT / kaggle.split('/')[-1], _KAGGLE_INPUT / 'datasets' / kaggle],
-              f'cache ({cache})': [cache]}
+              f'cache ({cache})': [cache, *sorted((_kagglehub_cache(cache_dir) / 'datasets' / kaggle / 'versions').glob('*'), reverse=True)]}
     for place, folders in places.items():
         for found in filter(None, (_locate(facts, f) for f in folders)): return found
         tried.append(place)
@@ -327,7 +330,7 @@ def download_cxr(
     facts = DATASETS.get(name, {})
     if 'file' not in facts: raise ValueError(f'no download for dataset {name!r}: use {", ".join(n for n, f in DATASETS.items() if "file" in f)}')
     target, url, checksum = _cache_folder(cache_dir) / facts['file'], url or facts['url'], checksum if url else facts['checksum']
-    if not url: return _from_kaggle(name, facts)
+    if not url: return _from_kaggle(name, facts, cache_dir)
     if not checksum: raise ValueError(f'{url}: no checksum given; pass checksum=\'sha256:...\'')
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.download-', dir=target.parent) as part:
@@ -341,8 +344,15 @@ def download_cxr(
     return target
 
 
-def _from_kaggle(name, facts):
+def _kagglehub_cache(cache_dir):
+    "Where kagglehub keeps what it downloads: $KAGGLEHUB_CACHE, below a cache that was named, or its own place."
+    own = Path.home() / '.cache' / 'kagglehub'
+    return Path(os.environ.get('KAGGLEHUB_CACHE') or (_cache_folder(cache_dir) / 'kagglehub' if cache_dir or os.environ.get('CXR_CACHE') else own))
+
+
+def _from_kaggle(name, facts, cache_dir):
     "The folder kagglehub keeps a dataset in."
+    os.environ['KAGGLEHUB_CACHE'] = str(_kagglehub_cache(cache_dir))
     try: import kagglehub
     except ImportError: raise ImportError(f'{name} comes from Kaggle: pip install kagglehub') from None
     try: folder = Path(kagglehub.dataset_download(facts['kaggle']))
@@ -622,8 +632,10 @@ def load_cxr(
     images missing); the message is one line that says what to do.
     """
     _check_seed(seed)
+    if str(name) in DATASETS: name = str(name)
     if not isinstance(image_size, (int, np.integer)) or image_size < 1: raise ValueError(f'image_size {image_size!r}: must be a whole number >= 1')
     if n is not None and (not isinstance(n, (int, np.integer)) or n < 1 and name != 'phantom'): raise ValueError(f'n {n!r}: must be a whole number >= 1')
+    image_size = int(image_size)
     if name is None or not str(name): raise ValueError(f'no dataset named: use {", ".join(DATASETS)}, or the path of a folder of class folders')
     if name == 'phantom': ds, n = draw_phantom(512 if n is None else n, split, image_size, num_classes=num_classes, seed=seed), None
     elif str(name) in DATASETS: ds = _load_known(str(name), split, image_size, root, cache_dir, strict, progress, download)
@@ -810,21 +822,22 @@ def leakage_report(
 ):
     """Patients and near-duplicates within and across splits; a JSON-able dict.
 
-    shared_patients: {'train & test': [patients]} for each pair of splits. near_duplicates: groups, each a list of
+    shared_patients: {'train & test': [patients]} for each pair of splits (with name and position where two splits have one name). near_duplicates: groups, each a list of
     {dataset (position), index, file, class, patient}. Counts of the groups: surplus_images (images less one a group), across_splits,
     across_classes, across_patients. without_patient: images that name none, for which only near-duplicates can tell.
     """
     datasets = [datasets] if isinstance(datasets, CXRDataset) else list(datasets)
     if not any(len(d) for d in datasets): raise ValueError('no images: give at least one dataset that has some')
     if not isinstance(size, (int, np.integer)) or size < 2: raise ValueError(f'size {size!r}: must be a whole number >= 2')
-    who = [set(d.patients) - {''} for d in datasets]
-    shared = {f'{datasets[i].split} & {datasets[j].split}': sorted(who[i] & who[j]) for i in range(len(who)) for j in range(i + 1, len(who))}
+    who, splits = [set(d.patients) - {''} for d in datasets], [d.split for d in datasets]
+    keys = [s if splits.count(s) == 1 else f'{d.name} {s} ({k})' for k, (s, d) in enumerate(zip(splits, datasets))]
+    shared = {f'{keys[i]} & {keys[j]}': sorted(who[i] & who[j]) for i in range(len(who)) for j in range(i + 1, len(who))}
     at = [(d, i) for d in range(len(datasets)) for i in range(len(datasets[d]))]
     flat = np.concatenate([[_resize(x[..., 0], size).ravel() for x in d.images] for d in datasets if len(d)])
     groups = [[dict(dataset=d, index=i, file=datasets[d].file_names[i], patient=datasets[d].patients[i], **{'class': datasets[d].class_names[datasets[d].labels[i]]})
                for d, i in (at[k] for k in group)] for group in _near_duplicates(flat, threshold)]
     across = lambda key: sum(len({m[key] for m in g}) > 1 for g in groups)
-    return dict(images={d.split: len(d) for d in datasets}, patients={d.split: len(w) for d, w in zip(datasets, who)},
+    return dict(images={k: len(d) for k, d in zip(keys, datasets)}, patients={k: len(w) for k, w in zip(keys, who)},
                 without_patient=sum(p == '' for d in datasets for p in d.patients), shared_patients=shared, near_duplicates=groups,
                 surplus_images=sum(len(g) - 1 for g in groups), across_splits=across('dataset'), across_classes=across('class'), across_patients=across('patient'))
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pandas as pd
 from .data import load_cxr, training_share
-from .results import RunRecord, image_sheet, results_root
+from .results import RunRecord, finished_run, image_sheet, results_root
 from .shift import FramingWeights, _view, file_blocks, weighted_auc
 
 # %% ../nbs/foundations/framing.ipynb #5da837ed
@@ -110,7 +110,7 @@ def draw_out(images, down):
 def measure_framing(dataset="kermany", profile="cpu", out=None, image_size=64, n=None):
     """How the chest lies in the pictures of each split, class and series of files: the record `framing`; a finished one is returned as it is.
 
-    ValueError: a finished record of other settings. metrics: `blocks` {split: rows} as of `file_blocks`, each with the medians of `across` and `down` and the share found; `classes` {split:
+    ValueError: a finished record of other settings or another data set. metrics: `blocks` {split: rows} as of `file_blocks`, each with the medians of `across` and `down` of the chests found, and their share; `classes` {split:
     {class: {n, across, down, low, high}}}, medians and the 95 % interval of that of `down` over patients; `class_auc`, of the sizes alone on
     validation patients. Sheets: `means.png`, for each series of class 0 the mean picture of the test images and of as many training
     images next to them in number, as they are, then laid over the mean chest; `laid.png`, eight training images of each class as they are and laid over it.
@@ -121,8 +121,7 @@ def measure_framing(dataset="kermany", profile="cpu", out=None, image_size=64, n
     root, start = results_root(out), time.perf_counter()
     path = root / "framing" / f"{profile}-seed0"
     settings = json.loads(json.dumps({"image_size": image_size, "side": SIDE, "edges": LUNGS}))
-    if (path / "run.json").exists() and profile != "smoke":
-        record = RunRecord.read(path)
+    if record := finished_run(path, profile, dataset):
         if record.settings != settings:
             raise ValueError(f"{path} was measured with other settings: move it away")
         return record
@@ -134,13 +133,13 @@ def measure_framing(dataset="kermany", profile="cpu", out=None, image_size=64, n
     for split, rows in blocks.items():
         for row in rows:
             part = sizes[split].iloc[row["members"]]
-            row |= {"across": float(part.across.median()), "down": float(part.down.median()), "found": float(part.found.mean())}
+            row |= {"across": float(part.across[part.found].median()), "down": float(part.down[part.found].median()), "found": float(part.found.mean())}
     named = sizes["train"][["across", "down"]].set_axis(splits["train"].file_names)
     of_fitted, of_held_out = (named.loc[list(data.file_names)] for data in (fitted, held_out))
     rule = make_pipeline(StandardScaler(), PolynomialFeatures(2, include_bias=False), LogisticRegression(max_iter=5000)).fit(of_fitted, fitted.labels)
     metrics = {"blocks": blocks, "class_auc": weighted_auc(held_out.labels, rule.predict_proba(of_held_out)),
                "found": {split: float(t.found.mean()) for split, t in sizes.items()}, "sets": {"test": splits["test"].describe()},
-               "classes": {split: {name: _medians(sizes[split][data.labels == c], np.asarray(data.groups)[data.labels == c]) for c, name in enumerate(data.class_names)}
+               "classes": {split: {name: _medians(sizes[split][some], np.asarray(data.groups)[some]) for c, name in enumerate(data.class_names) for some in [(data.labels == c) & sizes[split].found.to_numpy()]}
                            for split, data in splits.items()}}
     laid = lambda images: np.stack([_seen(x, v) for x, v in zip(images[..., 0], frame.views(images)[0])])[..., None]
     mean = lambda images: np.clip(np.rint(128 + 50 * np.mean([_scaled(x.astype(float)) for x in images], 0)), 0, 255).astype("uint8")

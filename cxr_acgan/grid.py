@@ -15,7 +15,7 @@ import pandas as pd
 from .data import load_cxr, training_share
 from .framing import ChestFrame
 from .metrics import prediction_draws
-from .results import RunRecord, load_runs, mean_over_runs, results_root
+from .results import RunRecord, finished_run, load_runs, mean_over_runs, results_root
 from .shift import FramingWeights, effective_n, image_statistics, weighted_auc
 from .vit_attention import (CHOSEN, GRID, RECIPE_SEEDS, RECIPES, SHARES, SOURCES, auc_draws, best_recipe, calibration, candidate_runs, check_record,
                                      choose_threshold, declared_seeds, platt_scaling, recipe_gaps, rescale)
@@ -195,7 +195,7 @@ def grid_verdicts(differences):  # as grid_differences returns it
         what = "not judged by one seed" if r.seeds < 2 else "no difference is shown" if r["p, Holm"] >= 0.05 else "better than duplicates" if r.difference > 0 else "worse than duplicates"
         share = "all patients" if r.patients == "all" else f"{r.patients} % of the patients"
         return (f"{NAMES.get(r.network, r.network)}, {share}, {r.images}: {what} ({r.score} {r.difference:+.3f}, 95 % interval {r.low:+.3f} to {r.high:+.3f}, "
-                f"Holm's p {r['p, Holm']:.3f} of {r.tests}, {r.seeds} seed{'s' if r.seeds > 1 else ''} with the same patients{' and generator' if r.images in ('gan', 'vae') else ''})")
+                f"Holm's p {'below 0.001' if r['p, Holm'] < 0.0005 else format(r['p, Holm'], '.3f')} of {r.tests}, {r.seeds} seed{'s' if r.seeds > 1 else ''} with the same patients{' and generator' if r.images in ('gan', 'vae') else ''})")
     return [sentence(r) for _, r in differences.iterrows()]
 
 # %% ../nbs/foundations/grid.ipynb #df00b1e5
@@ -294,7 +294,7 @@ def measure_height(experiments=("grid_cnn_real_all", "shape_cnn"), profile="cpu"
     `auc` {experiment: {'all', 'short', 'middle', 'tall', 'ten numbers', 'sizes', 'all twelve'}}, on validation patients, means over the seeds, {value, low, high}, patients drawn anew;
     `less`, the same of each experiment less the first, paired; `healthy` {experiment: {split: rank correlation of height and probability of class 1 among class 0}};
     `not_found` {experiment: {split: rows of class, of (how many there are), n, called}}, images without a found chest; `weights` {experiment: digests}; `n` {split: images}; `seeds` {experiment: number}; `effective_n` under each of the weights. FileNotFoundError: an experiment without records;
-    ValueError: of other images, a finished record of other networks.
+    ValueError: of other images, a finished record of other networks or another data set. A chest that is not found counts as the mean one, but not in `healthy`.
     """
     from scipy.stats import spearmanr
     root, start = results_root(out), time.perf_counter()
@@ -302,8 +302,7 @@ def measure_height(experiments=("grid_cnn_real_all", "shape_cnn"), profile="cpu"
     if not all(runs.values()):
         raise FileNotFoundError(f"no records of {', '.join(name for name, found in runs.items() if not found)} in {root}")
     path, digests = root / "height" / f"{profile}-seed0", {name: [r.metrics["weights"] for r in found] for name, found in runs.items()}
-    if (path / "run.json").exists() and profile != "smoke":
-        record = RunRecord.read(path)
+    if record := finished_run(path, profile, dataset):
         if record.metrics["weights"] != digests:
             raise ValueError(f"{path} was measured of other networks: move it away")
         return record
@@ -332,7 +331,7 @@ def measure_height(experiments=("grid_cnn_real_all", "shape_cnn"), profile="cpu"
     first, healthy, not_found = experiments[0], {}, {}
     for name, found in runs.items():
         p = {split: [np.array(r.metrics["predictions"][split]["probability"]) for r in found] for split in seen}
-        well = {split: data.labels == 0 for split, data in seen.items()}
+        well = {split: (data.labels == 0) & size[split].found.to_numpy() for split, data in seen.items()}
         healthy[name] = {split: float(np.mean([spearmanr(q[well[split]], size[split].down[well[split]])[0] for q in p[split]])) for split in seen}
         lost = {split: ~size[split].found.to_numpy() for split in seen}
         not_found[name] = {split: [{"class": c, "of": int((data.labels == k).sum()), "n": int((lost[split] & (data.labels == k)).sum()),

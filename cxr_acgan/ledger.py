@@ -361,7 +361,7 @@ def _estimate(runs, field, rule):
 def _difference(runs, against, claim, root):
     "(value, low, high, n, how, seeds) of ours less the other, or of two such differences; None where one was not run."
     names = [name.partition(":") for name in against.split()]
-    others = [load_runs(name, claim.profile or None, root) for name, _, _ in names]
+    others = [load_runs(name, runs[0].profile, root) for name, _, _ in names]
     common = sorted(set.intersection(*({r.seed for r in group} for group in (runs, *others))))
     if not common:
         return None
@@ -398,10 +398,10 @@ def _answer(claim, runs, root):
         found = _difference(runs, claim.against, claim, root)
         if found is None:
             names = [name.partition(":")[0] for name in claim.against.split()]
-            return Answer(how=", ".join(f"record {name}" for name in names if not load_runs(name, claim.profile or None, root)) or "no seed that all of them have")
+            return Answer(how=", ".join(f"record {name}" for name in names if not load_runs(name, runs[0].profile, root)) or "no seed that all of them have")
     elif claim.rule in _BATCHES:
         values, lows, highs, ns = zip(*(_value(run, claim.field, claim.rule) for run in runs))
-        ends = (min(lows), max(highs)) if None not in lows else (None, None)
+        ends = (None, None) if None in lows else (float(np.mean(lows)), float(np.mean(highs))) if claim.rule == "update_range" else (min(lows), max(highs))
         found = float(np.mean(values)), *ends, ns[0], _BATCHES[claim.rule].format(claim.field.split()[0]), len(runs)
     else:
         found = (*_estimate(runs, claim.field, claim.rule), len(runs))

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['results_root', 'runs_folder', 'load_network', 'weights_digest', 'environment', 'device_name', 'commit_name',
            'RunRecord', 'finished_run', 'json_value', 'load_runs', 'image_sheet', 'show_sheet', 'sheet_images',
-           'record_images', 'thumbnail_places', 'show_embedding', 'mean_interval', 'mean_over_runs', 'reported_vs_ours',
-           'over_runs', 'logged', 'plot_losses', 'not_run', 'provenance', 'layer_table', 'layer_graph', 'draw_model']
+           'record_images', 'read_sheet', 'thumbnail_places', 'show_embedding', 'mean_interval', 'mean_over_runs',
+           'reported_vs_ours', 'over_runs', 'logged', 'plot_losses', 'not_run', 'provenance', 'layer_table',
+           'layer_graph', 'draw_model']
 
 # %% ../nbs/foundations/results.ipynb #2a8c9d43
 import hashlib
@@ -28,7 +29,7 @@ import pandas as pd
 def results_root(root=None):
     "The folder of records: `root`, else `$CXR_RESULTS`, else `results/` of the checkout around the working folder."
     if root or os.environ.get("CXR_RESULTS"):
-        return Path(root or os.environ["CXR_RESULTS"])
+        return Path(root or os.environ["CXR_RESULTS"]).expanduser()
     here = Path.cwd()
     checkout = next((p for p in (here, *here.parents) if (p / "settings.ini").exists()), here)
     return checkout / "results"
@@ -91,6 +92,9 @@ def commit_name():
     "The commit of the checkout this module lies in, `+` where exported files differ from it; '' outside a checkout."
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
+        top = subprocess.run([*git, "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True).stdout.strip()
+        if Path(top).resolve() != Path(__file__).resolve().parents[1]:  # installed into somebody else's checkout
+            return ""
         commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
         changed = subprocess.run([*git, "status", "--porcelain", "--", "*.py"], capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError):
@@ -149,8 +153,8 @@ class RunRecord:
             (folder / name).write_text(json.dumps(content, indent=1, default=json_value) + "\n")
         self.history.to_csv(folder / "history.csv", index=False, float_format="%.5g", lineterminator="\n")
         for name, sheet in sheets.items():
-            if not cv2.imwrite(str(folder / name), sheet & 0xFC | sheet >> 6, [cv2.IMWRITE_PNG_COMPRESSION, 9]):
-                raise OSError(f"{folder / name} could not be written: is the disk full?")
+            png = cv2.imencode(".png", sheet & 0xFC | sheet >> 6, [cv2.IMWRITE_PNG_COMPRESSION, 9])[1]
+            (folder / name).write_bytes(png.tobytes())  # cv2.imwrite takes no name beyond ASCII on Windows
 
     @classmethod
     def read(cls, path):
@@ -174,13 +178,14 @@ class RunRecord:
 def finished_run(path,     # of the record
                  profile,  # 'smoke' is never finished
                  dataset): # name or folder, as `load_cxr` takes it
-    "The record at `path`, or None where there is none. ValueError: it is of another data set."
+    "The record at `path`, or None where there is none. ValueError: it is of another data set (of two folders of one name: not told apart)."
     if profile == "smoke" or not (path / "run.json").exists():
         return None
-    record = RunRecord.read(path)
-    known, asked = record.dataset.get("name"), str(dataset) if str(dataset) == record.dataset.get("name") else Path(dataset).expanduser().resolve().name
-    if known != asked:
-        raise ValueError(f"{path} holds a run on {known}, not on {dataset}: write to another folder of records, or run again with --overwrite")
+    from cxr_acgan.data import DATASETS
+    record, folder = RunRecord.read(path), str(dataset) not in DATASETS
+    asked = Path(dataset).expanduser().resolve().name if folder else str(dataset)
+    if record.dataset.get("name") != asked or record.dataset.get("source", "").startswith("folder ") != folder:
+        raise ValueError(f"{path} holds a run on {record.dataset.get('name')}, not on {dataset}: write to another folder of records, or run again with --overwrite")
     return record
 
 # %% ../nbs/foundations/results.ipynb #e9b6f595
@@ -260,10 +265,16 @@ def sheet_images(sheet,       # uint8 (rows*(h+pad)-pad, ncols*(w+pad)-pad), as 
 # %% ../nbs/foundations/results.ipynb #474101e2
 def record_images(record, name="samples.png"):
     "The images of one of a record's sheets, uint8 (n, image_size, image_size); FileNotFoundError where it has none."
-    sheet = cv2.imread(str(record.path / name), cv2.IMREAD_GRAYSCALE)
+    return sheet_images(read_sheet(record, name), record.settings["image_size"])
+
+
+def read_sheet(record, name):
+    "A record's sheet as it is, uint8 (height, width); FileNotFoundError where it has none."
+    file = record.path / name
+    sheet = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_GRAYSCALE) if file.is_file() and file.stat().st_size else None
     if sheet is None:
-        raise FileNotFoundError(f"{record.path / name} is missing or no picture")
-    return sheet_images(sheet, record.settings["image_size"])
+        raise FileNotFoundError(f"{file} is missing or no picture")
+    return sheet
 
 # %% ../nbs/foundations/results.ipynb #2d5d9feb
 def thumbnail_places(xy,        # (n, 2)
@@ -375,8 +386,12 @@ def reported_vs_ours(rows,         # (quantity, printed value or None, function 
         row = {"quantity": quantity, "printed": "-" if printed is None else f"{printed:.{digits}g}"}
         if values:
             mean, low, high = over_runs(values)
+            own = isinstance(values[0], dict)
+            if own and all(0 <= v["low"] and v["high"] <= 1 for v in values):  # a share
+                low, high = max(low, 0), min(high, 1)
             if spread and len(values) > 1:
-                low, high = min(values), max(values)
+                single = [v["value"] if own else v for v in values]
+                low, high = min(single), max(single)
             row |= {"ours": f"{mean:.{digits}g}",
                     interval: "-" if np.isnan(low) else f"{low:.{digits}g} to {high:.{digits}g}",
                     "n": values[0]["n"] if isinstance(values[0], dict) and "n" in values[0] else n(runs[0]) if n else "-",

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pandas as pd
 from .data import load_cxr, preprocess, training_share
-from .results import RunRecord, image_sheet, results_root
+from .results import RunRecord, finished_run, image_sheet, results_root
 
 # %% ../nbs/foundations/shift.ipynb #3bb4b51a
 def image_statistics(images):  # uint8 (n, h, w, 1) or (n, h, w)
@@ -161,13 +161,12 @@ def measure_shift(dataset="kermany", profile="cpu", out=None, image_size=64, n=N
     metrics: `splits` (`shift_table`, to which the test labels give only the class shares), `classes` (the same of each class, which reads
     each label, and by which nothing is chosen), `class_auc` (of the statistics alone, on validation patients, and weighted; the same of
     boosted trees, a rule of another kind), `effective_n`, `blocks` (`file_blocks`), `sets` (the test images), `cover` (`cover_table` of `AUGMENTATIONS`); history: for each split and series of files the mean statistics, and `as_class_1`, the mean
-    probability of class 1 that they give. ValueError: a finished record of other augmentations.
+    probability of class 1 that they give. ValueError: a finished record of other augmentations or another data set.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
     root, start, path = results_root(out), time.perf_counter(), results_root(out) / "shift" / f"{profile}-seed0"
     settings = {"image_size": image_size, "augmentations": {name: asdict(a) for name, a in AUGMENTATIONS.items()}}
-    if (path / "run.json").exists() and profile != "smoke":
-        record = RunRecord.read(path)
+    if record := finished_run(path, profile, dataset):
         known = {name: asdict(Augmentation()) | a for name, a in record.settings.get("augmentations", {}).items()}  # what it did not know had today's default
         if record.settings | {"augmentations": known} != settings:
             raise ValueError(f"{path} was measured with other settings: move it away")

@@ -10,6 +10,7 @@ __all__ = ['PAPER', 'SMOKE', 'PROFILES', 'ADULTS', 'MEASURES', 'vgg16_classifier
            'quality_table', 'seed_difference']
 
 # %% ../nbs/04_vgg16_eval.ipynb #ebdb8301
+import hashlib
 import json
 import tempfile
 import time
@@ -142,7 +143,8 @@ def fit_classifier(train,       # (images uint8 (n, h, w, 1), labels int (n,))
     """Train a fresh `vgg16_classifier` by the printed rule.
 
     Returns the model, uint8 images (n, h, w, 1) -> probabilities, with the best epoch's weights, and a DataFrame with a row an
-    epoch: epoch, loss, val_loss (cross-entropies), seconds. ValueError: no image to validate on, or a loss that is not finite.
+    epoch: epoch, loss, val_loss (cross-entropies), seconds. ValueError: no image to validate on, a loss that is not finite, or a
+    folder with the backup of another task.
     """
     if not len(train[1]) or not len(validation[1]):
         raise ValueError(f"{len(train[1])} images to train on and {len(validation[1])} to validate on: both are needed")
@@ -150,7 +152,8 @@ def fit_classifier(train,       # (images uint8 (n, h, w, 1), labels int (n,))
         if folder is None:
             with tempfile.TemporaryDirectory() as folder:
                 return _epochs(train, validation, settings, num_classes, seed, Path(folder), verbose)
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        known = [hashlib.sha256(np.ascontiguousarray(x)).hexdigest() for part in (train, validation) for x in part]
+        open_run(Path(folder) / "task", {"settings": asdict(settings), "num_classes": num_classes, "seed": seed, "data": known})
         return _epochs(train, validation, settings, num_classes, seed, Path(folder), verbose)
 
 
@@ -284,7 +287,7 @@ def train_vgg16(experiment="vgg16_singh",  # see PROFILES
     """Train one VGG16, write its record and return it; a finished record is returned as it is, without training.
 
     A run that was cut off goes on after its last epoch. ValueError: unknown experiment, profile or data set, negative seed, a
-    record made with other settings, data or generator; FileNotFoundError: the generator's weights are missing, and how to get them.
+    record made with other settings, data or generator, a generator of other images; FileNotFoundError: the generator's weights are missing, and how to get them.
     """
     settings, root = profile_settings(PROFILES, experiment, profile), results_root(out)
     seed_hash(seed, 0)
@@ -295,6 +298,7 @@ def train_vgg16(experiment="vgg16_singh",  # see PROFILES
     if (path / "run.json").exists() and profile != "smoke":
         return _same_training(RunRecord.read(path), what, train.fingerprint, source, generators or root)
     identity = generator_identity(*source, generators or root) if settings.generator else None
+    if identity: _trained_on(identity, train, profile)
     sets, folder = test_sets(dataset, settings.image_size, settings.tested), runs_folder(experiment, profile, seed, root)
     open_run(folder, {"settings": what, "data": train.fingerprint, "generator": identity}, fresh=profile == "smoke")
     found = {name: tested for name, tested in sets.items() if tested is not None}

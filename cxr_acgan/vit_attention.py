@@ -29,7 +29,7 @@ from .adversarial import (dtype_policy, fit_arguments, generate_classes, open_ru
                                    seeded)
 from .data import augment_classic, load_cxr, preprocess, training_share
 from .metrics import _weighted_auc, classification_scores
-from .results import RunRecord, image_sheet, load_network, load_runs, record_images, results_root, runs_folder, weights_digest
+from .results import RunRecord, finished_run, image_sheet, load_network, load_runs, record_images, results_root, runs_folder, weights_digest
 from .framing import ChestFrame, draw_out
 from .shift import (AUGMENTATIONS, STYLES, Augmentation, FramingWeights, augment, effective_n, image_statistics, restyle,
                                      weighted_auc)
@@ -883,8 +883,8 @@ def train_cell(experiment="grid_cnn_real_all",  # see `PROFILES`
     path = root / experiment / f"{profile}-seed{seed}"
     if profile != "smoke":
         check_choice(experiment, profile, root)
-        if (path / "run.json").exists():
-            return _same_generator(check_record(RunRecord.read(path)), generators or root)
+        if found := finished_run(path, profile, dataset):
+            return _same_generator(check_record(found), generators or root)
     load = lambda split: load_cxr(dataset, split, settings.image_size, n=settings.images, progress=False)
     fitted, held_out = training_share(load("train"), settings.share, settings.validation)
     added = added_images(settings, fitted, profile, seed, generators or root)
@@ -930,17 +930,18 @@ def measure_stretch(experiment="grid_cnn_real_all", profile="cpu", dataset="kerm
 
     history: a row a factor: down, n, and of each class the share called class 1 (`healthy_called`, `ill_called`) and the median probability
     of it (`healthy_median`, `ill_median`). FileNotFoundError: no record or weights; ValueError: weights of another training,
-    a finished record of another network or other factors.
+    a finished record of another network, data set or other factors, other images than the run's.
     """
     root, name, start = results_root(out), f"stretch_{experiment}", time.perf_counter()
     run, path = _finished(experiment, profile, seed, root), root / name / f"{profile}-seed{seed}"
-    if (path / "run.json").exists() and profile != "smoke":
-        record = RunRecord.read(path)
+    if record := finished_run(path, profile, dataset):
         if record.metrics["weights"] != run.metrics["weights"] or record.settings["down"] != list(down):
             raise ValueError(f"{path} is of another network than that of {run.path}, or of other factors: move it away, then measure again")
         return record
     model, s = _classifier(run, root), profile_settings(PROFILES, experiment, profile)
     fitted, held_out = training_share(load_cxr(dataset, "train", s.image_size, n=s.images, progress=False), s.share, s.validation)
+    if held_out.fingerprint != run.metrics["sets"]["validation"]["fingerprint"]:
+        raise ValueError(f"{run.path} was validated on other images than those of {dataset}")
     clean = preparation(s, fitted)
     shown = {factor: probabilities(model, clean(draw_out(held_out.images, factor)), s.views, s.augmentation)[:, 1] for factor in down}
     rows = [{"down": factor, "n": len(held_out), **_called(p, held_out.labels, run.metrics["threshold"])} for factor, p in shown.items()]
@@ -974,7 +975,7 @@ def _finished(experiment, profile, seed, root):
     path = root / experiment / f"{profile}-seed{seed}"
     if not (path / "run.json").exists():
         raise FileNotFoundError(f"{path} holds no record: `cxr-acgan train {experiment} --profile {profile} --seed {seed}` makes it "
-                                "(the maps of a run are compared with those of the next seed)")
+                                "(for its maps a run is compared with the next seed)")
     return check_record(RunRecord.read(path))
 
 
@@ -995,13 +996,14 @@ def measure_maps(experiment="grid_vit_real_all", profile="cpu", dataset="kermany
     calls; `weights`: digests of the two networks; `shown`: label, called and
     probability of the images on the sheets `images.png` and `maps.png` (eight a method; of the transformer, the last block's heads for
     the first right and the first wrong one). FileNotFoundError: no record or weights, of this or of the next seed; ValueError: a record
-    of other weights or settings, other test images.
+    of other weights, settings, number of images or data, other test images.
     """
     root, name, start = results_root(out), f"maps_{experiment}", time.perf_counter()
     run, following = (_finished(experiment, profile, k, root) for k in (seed, seed + 1))
     weights, path = {"trained": run.metrics["weights"], "next seed": following.metrics["weights"]}, root / name / f"{profile}-seed{seed}"
-    if (path / "run.json").exists() and profile != "smoke":
-        record = RunRecord.read(path)
+    if record := finished_run(path, profile, dataset):
+        if record.settings["n"] != min(n, record.dataset["n"]):
+            raise ValueError(f"{path} was measured on {record.settings['n']} images, not on {n}: move it away, then measure again")
         if record.metrics["weights"] != weights:
             raise ValueError(f"{path} shows other networks than those of {run.path} and {following.path}: move it away, then measure again")
         return record

@@ -180,10 +180,12 @@ def fake_training(monkeypatch, calls):
     acgan = pytest.importorskip('cxr_acgan.acgan')
     def train_acgan(experiment, profile, dataset, seed, out, verbose):
         calls.append((experiment, profile, dataset, seed))
-        for path, text in ((Path(out) / experiment / f'{profile}-seed{seed}' / 'run.json', f'run {len(calls)}'),
+        for path, text in ((Path(out) / experiment / f'{profile}-seed{seed}' / 'run.json', ''),
                            (Path(out).parent / 'runs' / experiment / f'{profile}-seed{seed}' / 'generator.keras', f'weights {len(calls)}')):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
+        run = dict(experiment=experiment, profile=profile, seed=seed, settings={}, dataset={'name': dataset}, wall_s=len(calls))
+        for file, text in (('run.json', json.dumps(run)), ('metrics.json', '{}'), ('history.csv', 'update')): (Path(out) / experiment / f'{profile}-seed{seed}' / file).write_text(text)
     monkeypatch.setattr(acgan, 'train_acgan', train_acgan)
 
 
@@ -191,10 +193,12 @@ def test_train_again_only_for_what_is_missing(capsys, empty_folder, monkeypatch)
     calls, argv = [], ['train', 'singh', '--profile', 'paper', '--seed', '2']
     fake_training(monkeypatch, calls)
     record, weights = Path('results/singh/paper-seed2/run.json'), Path('runs/singh/paper-seed2/generator.keras')
-    state = lambda: (len(calls), record.read_text(), weights.read_text())
+    state = lambda: (len(calls), f"run {json.loads(record.read_text())['wall_s']}", weights.read_text())
     assert cli.main(argv) == 0 and capsys.readouterr().out.strip() == str(record.parent.resolve())
     assert calls == [('singh', 'paper', 'kermany', 2)] and state() == (1, 'run 1', 'weights 1')
     assert cli.main(argv) == 0 and state() == (1, 'run 1', 'weights 1') # finished
+    capsys.readouterr()
+    assert cli.main([*argv, '--dataset', 'pneumoniamnist']) == 2 and 'holds a run on kermany, not on pneumoniamnist' in capsys.readouterr().err and state() == (1, 'run 1', 'weights 1')
     weights.unlink()
     assert cli.main(argv) == 0 and state() == (2, 'run 1', 'weights 2') # the weights again, the record as it was
     assert cli.main([*argv, '--overwrite']) == 0 and state() == (3, 'run 3', 'weights 3')

@@ -8,6 +8,7 @@ import threading
 import time
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -28,7 +29,7 @@ def alone(tmp_path, monkeypatch):
     monkeypatch.setenv('CXR_CACHE', str(tmp_path / 'cache'))
     monkeypatch.delenv('CXR_DATA', raising=False)
     monkeypatch.setattr(data, '_KAGGLE_INPUT', tmp_path / 'kaggle')
-    def offline(name, facts): raise OSError('kagglehub: offline')
+    def offline(name, facts, cache_dir): raise OSError('kagglehub: offline')
     monkeypatch.setattr(data, '_from_kaggle', offline)
 
 
@@ -783,3 +784,30 @@ def test_wrong_values_are_named(call, text):
     ds = draw_phantom(8, image_size=16)
     with pytest.raises(ValueError) as e: call(ds.images, ds)
     assert text in str(e.value) and '\n' not in str(e.value)
+
+
+def test_what_kagglehub_has_is_found_without_a_network(tmp_path, monkeypatch):
+    for name in ('CXR_DATA', 'CXR_CACHE', 'KAGGLEHUB_CACHE'): monkeypatch.delenv(name, raising=False)
+    make_kermany(tmp_path / 'kagglehub/datasets/paultimothymooney/chest-xray-pneumonia/versions/2')
+    ds = load_cxr('kermany', 'test', 16, cache_dir=tmp_path, download=False, progress=False)
+    assert len(ds) and ds.name == 'kermany'
+
+
+def test_a_disk_that_failed_is_asked_again(tmp_path, monkeypatch):
+    root, files = make_kermany(tmp_path / 'k'), []
+    whole = data._read_image
+    def fails_once(path, size):
+        files.append(path)
+        return ('Input/output error', None) if len(files) == 1 else whole(path, size)
+    monkeypatch.setattr(data, '_read_image', fails_once)
+    read = lambda: load_cxr('kermany', 'train', 16, root=root, cache_dir=tmp_path / 'cache', progress=False)
+    with pytest.warns(UserWarning, match='Input/output error'): first = read()
+    assert len(read()) == len(first) + 1
+
+
+def test_small_misuse(tmp_path):
+    assert load_cxr(Path('phantom'), n=8, image_size=np.int64(16), progress=False).image_size == 16
+    ds = load_cxr('phantom', n=8, image_size=16, progress=False)
+    assert len(ds.subset([])) == 0 and ds.subset([1, 2]).fingerprint == ds.subset(np.array([1, 2], np.int32)).fingerprint
+    report = leakage_report([ds, replace(ds, name='other')])
+    assert set(report['images']) == {'phantom train (0)', 'other train (1)'} and list(report['shared_patients']) == ['phantom train (0) & other train (1)']
