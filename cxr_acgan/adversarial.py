@@ -483,13 +483,14 @@ def dtype_policy(name):  # 'float32', 'mixed_bfloat16'
 # %% ../nbs/foundations/adversarial.ipynb #d9589f17
 def open_run(folder,       # of the run's weights and backup; made if need be
              description,  # JSON-able: what makes this run what it is
-             fresh=False): # True: empty the folder first
+             fresh=False, # True: empty the folder first
+             name="training.json"): # of the file
     "Write down what a training is; ValueError if the folder holds the backup of another one."
     folder, description = Path(folder), json.loads(json.dumps(description))
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "training.json"
+    path = folder / name
     if not path.exists():
         save_whole(lambda path: path.write_text(json.dumps(description)), path)
     elif json.loads(path.read_text()) != description:

@@ -177,15 +177,15 @@ class RunRecord:
 # %% ../nbs/foundations/results.ipynb #6cfdab2e
 def finished_run(path,     # of the record
                  profile,  # 'smoke' is never finished
-                 dataset): # name or folder, as `load_cxr` takes it
+                 dataset): # name or folder, as load_cxr takes it
     "The record at `path`, or None where there is none. ValueError: it is of another data set (of two folders of one name: not told apart)."
     if profile == "smoke" or not (path / "run.json").exists():
         return None
     from cxr_acgan.data import DATASETS
     record, folder = RunRecord.read(path), str(dataset) not in DATASETS
-    asked = Path(dataset).expanduser().resolve().name if folder else str(dataset)
-    if record.dataset.get("name") != asked or record.dataset.get("source", "").startswith("folder ") != folder:
-        raise ValueError(f"{path} holds a run on {record.dataset.get('name')}, not on {dataset}: write to another folder of records, or run again with --overwrite")
+    known, asked = record.dataset.get("name"), Path(dataset).expanduser().resolve().name if folder else str(dataset)
+    if known and (known != asked or record.dataset.get("source", "").startswith("folder ") != folder):
+        raise ValueError(f"{path} holds a run on {known}, not on {dataset}: write to another folder of records, or run again with --overwrite")
     return record
 
 # %% ../nbs/foundations/results.ipynb #e9b6f595

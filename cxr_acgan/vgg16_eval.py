@@ -153,7 +153,8 @@ def fit_classifier(train,       # (images uint8 (n, h, w, 1), labels int (n,))
             with tempfile.TemporaryDirectory() as folder:
                 return _epochs(train, validation, settings, num_classes, seed, Path(folder), verbose)
         known = [hashlib.sha256(np.ascontiguousarray(x)).hexdigest() for part in (train, validation) for x in part]
-        open_run(Path(folder) / "task", {"settings": asdict(settings), "num_classes": num_classes, "seed": seed, "data": known})
+        what = {k: v for k, v in asdict(settings).items() if k != "epochs"}  # a training that ended may be gone on with
+        open_run(folder, {"settings": what, "num_classes": num_classes, "seed": seed, "data": known}, name="task.json")
         return _epochs(train, validation, settings, num_classes, seed, Path(folder), verbose)
 
 
@@ -275,6 +276,18 @@ def generator_identity(experiment, profile, seed, root=None):
     return {"experiment": experiment, "profile": profile, "seed": seed, "weights": digest,
             "updates": run and run.settings["updates"], "commit": run and run.environment.get("commit"),
             "trained_on": run and run.dataset["fingerprint"]}
+
+
+def _trained_on(identity, train, profile):
+    "The part of the training images that the generator saw: all, or those of a `training_share`; ValueError: of other images."
+    shares = (training_share(train, share)[0] for share in (1.0, 0.1))
+    known = identity["trained_on"]
+    if known in (None, train.fingerprint) or profile == "smoke":
+        return train
+    part = next((part for part in shares if part.fingerprint == known), None)
+    if part is None:
+        raise ValueError(f"{identity['experiment']} was trained on other images than {train.name}: give the data set it was trained on")
+    return part
 
 # %% ../nbs/04_vgg16_eval.ipynb #c8d47646
 def train_vgg16(experiment="vgg16_singh",  # see PROFILES
@@ -519,18 +532,6 @@ def measure_images(experiment="singh",  # whose generator; 'real': the baseline,
     record = RunRecord(name, profile, seed, settings, train.describe(), metrics, history, metrics["seconds"])
     record.write(root, sheets)
     return record
-
-
-def _trained_on(identity, train, profile):
-    "The part of the training images that the generator saw: all, or those of a `training_share`; ValueError: of other images."
-    shares = (training_share(train, share)[0] for share in (1.0, 0.1))
-    known = identity["trained_on"]
-    if known in (None, train.fingerprint) or profile == "smoke":
-        return train
-    part = next((part for part in shares if part.fingerprint == known), None)
-    if part is None:
-        raise ValueError(f"{identity['experiment']} was trained on other images than {train.name}: give the data set it was trained on")
-    return part
 
 # %% ../nbs/04_vgg16_eval.ipynb #87914382
 def _same_quality(record, experiment, profile, dataset, seed, root, n, controls):

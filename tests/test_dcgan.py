@@ -126,7 +126,8 @@ def test_record(tiny, tmp_path):
     assert all(np.abs(train.images[..., 0].astype(int) - image).max((1, 2)).min() < 4 for image in real[:24])
     assert len(record_images(read, "interpolation.png")) == 40
     before = (record.path / "metrics.json").read_bytes()
-    again = dcgan.train_dcgan("noori", "cpu", "kermany that is not there", 0, tmp_path / "results")  # not even loaded
+    with pytest.raises(ValueError, match="holds a run on phantom, not on kermany"): dcgan.train_dcgan("noori", "cpu", "kermany", 0, tmp_path / "results")
+    again = dcgan.train_dcgan("noori", "cpu", "phantom", 0, tmp_path / "results")
     assert again.metrics == read.metrics and (record.path / "metrics.json").read_bytes() == before
 
 

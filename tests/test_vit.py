@@ -676,10 +676,11 @@ def test_maps_of_other_weights_are_refused(tmp_path, monkeypatch):
     root, name = tmp_path / 'results', 'grid_cnn_real_all'
     runs = [v.train_cell(name, 'cpu', 'phantom', seed, root) for seed in (0, 1)]
     first = v.measure_maps(name, 'cpu', 'phantom', 0, root, n=4)
-    assert v.measure_maps(name, 'cpu', 'phantom', 0, root).metrics == RunRecord.read(first.path).metrics
+    assert v.measure_maps(name, 'cpu', 'phantom', 0, root, n=4).metrics == RunRecord.read(first.path).metrics
     path = runs[1].path / 'metrics.json'
     path.write_text(path.read_text().replace(runs[1].metrics['weights'], 'f' * 16))
-    with pytest.raises(ValueError, match='other networks.*move it away'): v.measure_maps(name, 'cpu', 'phantom', 0, root)
+    with pytest.raises(ValueError, match='on 4 images, not on 5'): v.measure_maps(name, 'cpu', 'phantom', 0, root, n=5)
+    with pytest.raises(ValueError, match='other networks.*move it away'): v.measure_maps(name, 'cpu', 'phantom', 0, root, n=4)
     first.path.rename(tmp_path / 'away')
     with pytest.raises(ValueError, match='holds other weights.*move both away'): v.measure_maps(name, 'cpu', 'phantom', 0, root)
     path.write_text(path.read_text().replace('f' * 16, runs[1].metrics['weights']))
